@@ -1,0 +1,33 @@
+"""Quick start: a small PixArt learns to draw captioned shapes, on a laptop's CPU."""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = '') -> ConfigDict:
+    """'' is the quick start, 'tiny' its seconds-long miniature."""
+    config = ConfigDict()
+    config.data = dict(name='shapes', resolution=32, examples=20_000)
+    config.held_out = dict(split='test')
+    config.tokenizer = dict(name='pixels')
+    config.conditioner = dict(name='captions', length=48, width=128, depth=2, heads=4)
+    config.path = dict(name='linear')
+    config.prediction = dict(output='velocity', time='thousand')
+    config.model = dict(name='pixart', patch=4, hidden=192, depth=6, heads=6)
+    config.objective = dict(name='diffusion', times='logit_normal', drop=0.1)
+    config.sampler = dict(name='diffusion', solver=dict(name='heun'), steps=20, guidance=3.0)
+    config.metric = dict(name='alignment')
+    config.optimizer = dict(name='adamw', learning_rate=1e-3, schedule='cosine', warmup=100)
+    config.ema = dict(decay=0.999)
+    config.mesh = dict(data=-1)
+    config.train = dict(steps=3000, batch=64, log_every=50, held_out_every=500, sample_every=500, save_every=500)
+    if variant == 'tiny':
+        config.data.examples = 64
+        config.data.test_examples = 32
+        config.model.update(hidden=32, depth=2, heads=2)
+        config.conditioner.update(width=32, depth=1, heads=2)
+        config.metric.prompts = 8
+        config.sampler.steps = 2
+        config.optimizer.warmup = 1
+        config.train.update(steps=3, batch=8, sample_batch=8, log_every=1, held_out_every=3, held_out_batches=1,
+                            sample_every=3, save_every=2)
+    return config

@@ -1,0 +1,52 @@
+"""Class labels: the host half reads the number, the network owns the table and its null row."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """The conditioner of class-conditional networks."""
+
+    classes: int
+    trains: tuple[str, ...] = ()
+
+    @property
+    def provides(self) -> dict[str, Any]:
+        """What a network's build may ask for by name."""
+        return {'classes': self.classes}
+
+    def init(self, key: Array, arrays: Mapping[str, Array]) -> dict[str, Any]:
+        """Labels have no network of their own."""
+        return {}
+
+    def arrays(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """{'label': int32 [B]}; a label out of range is refused, as an embedding would not notice."""
+        labels = np.asarray([example['label'] for example in examples], np.int32)
+        wrong = labels[(labels < 0) | (labels >= self.classes)]
+        if wrong.size:
+            raise ValueError(f'label {wrong[0]} does not exist; there are {self.classes} classes, from 0.')
+        return {'label': labels}
+
+    def embed(self, params: Mapping[str, Any], arrays: Mapping[str, Array], drop: Array, keys: Array) -> dict:
+        """The condition: labels and which of them are left out."""
+        return {'label': arrays['label'], 'drop': drop}
+
+    def describe(self, example: Mapping[str, Any]) -> str:
+        """A caption for pictures and records."""
+        return f"class {example['label']}"
+
+    def example(self, prompt: str) -> dict[str, Any]:
+        """The example that a prompt from the command line stands for: a class number."""
+        if not prompt.strip().isdigit():
+            raise ValueError(f"'{prompt}' is no label; this recipe is conditioned on class numbers: --label=3.")
+        return {'label': int(prompt)}
+
+
+def build(classes: int) -> Labels:
+    """The conditioner for the data's classes."""
+    return Labels(classes)

@@ -1,0 +1,1 @@
+"""Sources of examples and the pipeline that makes batches of them."""

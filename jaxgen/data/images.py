@@ -1,0 +1,47 @@
+"""Pictures as people have them, made into uint8 RGB squares.
+
+Files may be turned (EXIF), grey, 16 bit, paletted, CMYK or see-through; whatever they are, what comes out
+is an upright RGB picture on white.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def decode(data: bytes) -> Image.Image:
+    """An encoded picture (JPEG, PNG, WebP ...) as an upright RGB one."""
+    with Image.open(io.BytesIO(data)) as image:
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB: 16 bits keep their upper 8, what is see-through is laid on white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image).astype(np.float64)
+        # Pillow's own conversion would clip at 255 and leave a white picture.
+        scale = 257.0 if image.mode.startswith("I") else 1.0
+        return Image.fromarray(np.clip(np.round(values / scale), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, resolution: int) -> Image.Image:
+    """The picture with its short side `resolution` long; halved by averages first, then bicubic."""
+    factor = 1
+    while min(image.size) >= 2 * factor * resolution:
+        factor *= 2
+    if factor > 1:
+        image = image.reduce(factor)
+    scale = resolution / min(image.size)
+    size = tuple(max(resolution, round(side * scale)) for side in image.size)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def crop(image: Image.Image, resolution: int, along: float = 0.5) -> np.ndarray:
+    """A square of a picture that `fit` made; `along` in [0, 1] says where on the long side it lies."""
+    left, top = (round((side - resolution) * along) for side in image.size)
+    return np.asarray(image.crop((left, top, left + resolution, top + resolution)))

@@ -1,0 +1,1 @@
+"""Diffusion: path, prediction, denoiser, guidance, solvers and the loop that runs them."""

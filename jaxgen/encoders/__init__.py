@@ -1,0 +1,1 @@
+"""Feature networks: frozen ones, and small ones that train with their generator."""

@@ -1,0 +1,66 @@
+"""`--mode=plan`: what a run will cost before it runs: parameters, FLOPs a step, memory a device."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from jaxgen.program import Program, assemble
+from jaxgen.recipe import Recipe, blank_example
+from jaxgen.training import cost
+from jaxgen.training.telemetry import write_json
+
+
+def run(recipe: Recipe, workdir: str, compile_step: bool = True) -> dict[str, Any]:
+    """Plan the train step on the devices at hand, from shapes alone; returns what `plan.json` holds."""
+    program = assemble(recipe)
+    state, frozen = program.abstract, program.abstract_frozen
+    networks = {**state.params, **frozen['networks']}
+    memory = {name: cost.bytes_per_device(tree, jax.tree.map(lambda leaf: leaf.sharding, tree))
+              for name, tree in (('parameters', networks), ('optimizer', state.optimizer), ('ema', state.ema))}
+    record = {'config': recipe.config, 'mesh': dict(program.mesh.shape), 'devices': program.mesh.size,
+              'device_kind': jax.devices()[0].device_kind,
+              'parameters': {name: cost.parameters(tree) for name, tree in networks.items()},
+              'parameters_total': cost.parameters(networks), 'bytes_per_device': memory,
+              'phases': {phase.name: _phase(program, phase.name, compile_step) for phase in recipe.objective.phases}}
+    write_json(epath.Path(workdir) / 'plan.json', record)
+    print(table(record))
+    return record
+
+
+def _phase(program: Program, name: str, compile_step: bool) -> dict[str, Any]:
+    recipe = program.recipe
+    batch = program.abstract_batch(blank_example(recipe.config['data']['resolution']))
+    key, number = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
+    arguments = (program.abstract, program.abstract_frozen, batch, key, number)
+    with jax.set_mesh(program.mesh):
+        flops = cost.flops(program.steps[name], *arguments)
+        record: dict[str, Any] = {'flops_per_step': flops}
+        if compile_step:
+            start = time.time()
+            compiled = program.steps[name].lower(*arguments).compile()
+            record['compile_seconds'] = time.time() - start
+            memory = compiled.memory_analysis()
+            record['bytes_per_device'] = {'arguments': memory.argument_size_in_bytes,
+                                          'outputs': memory.output_size_in_bytes,
+                                          'aliased': memory.alias_size_in_bytes,
+                                          'temporary': memory.temp_size_in_bytes}
+    return record
+
+
+def table(record: dict[str, Any]) -> str:
+    """The plan for people."""
+    mesh = ' x '.join(f'{name} {size}' for name, size in record['mesh'].items() if size > 1) or 'one device'
+    lines = [('devices', f"{record['devices']} {record['device_kind']}, {mesh}")]
+    lines += [(f'parameters of {name}', cost.human(count)) for name, count in record['parameters'].items()]
+    lines += [(f'{name} a device', cost.human(size) + 'B') for name, size in record['bytes_per_device'].items()]
+    for name, phase in record['phases'].items():
+        lines.append((f'{name}: FLOPs a step', cost.human(phase['flops_per_step'])))
+        lines += [(f'{name}: {kind} a device', cost.human(size) + 'B')
+                  for kind, size in phase.get('bytes_per_device', {}).items()]
+        if 'compile_seconds' in phase:
+            lines.append((f'{name}: compile', f"{phase['compile_seconds']:.1f} s"))
+    width = max(len(name) for name, _ in lines)
+    return '\n'.join(f'{name:{width}}  {value}' for name, value in lines)

@@ -1,0 +1,1 @@
+"""The parts that generator networks are made of."""

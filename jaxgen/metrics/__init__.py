@@ -1,0 +1,1 @@
+"""What a set of pictures is worth: numbers computed from pictures alone."""

@@ -1,0 +1,1 @@
+"""Generator networks, one a file; a config names one by its module."""

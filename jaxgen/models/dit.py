@@ -1,0 +1,146 @@
+"""DiT: Peebles & Xie, "Scalable Diffusion Models with Transformers", 2212.09748.
+
+A ViT over patches of latents, its condition (time plus class) entering through adaLN-Zero: every block
+regresses shift, scale and gate of both its halves from the condition, from zero weights, so that it starts as
+the identity. A block exposes 'attention' and 'mlp', its two halves before their gates.
+"""
+
+# B batch, L tokens, D width, H height, W width of the input, C channels
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgen.layers.attention import SelfAttention
+from jaxgen.layers.embeddings import LabelEmbedding, TimeEmbedding, position_table
+from jaxgen.layers.linear import Linear, zeros
+from jaxgen.layers.mlp import Mlp
+from jaxgen.layers.modulation import layer_norm, modulate
+from jaxgen.layers.patches import PatchEmbed, grid_of, unpatchify
+from jaxgen.layers.segment import Segment, expose
+from jaxgen.layers.stack import Stack
+
+# Published sizes: depth, width, heads.
+SIZES = {'S': (12, 384, 6), 'B': (12, 768, 12), 'L': (24, 1024, 16), 'XL': (28, 1152, 16)}
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP, each normalised, modulated and gated by the condition."""
+
+    heads: int
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, x_BLD: jax.Array, c_BD: jax.Array, *, per_layer: Any = None, train: bool = False
+    ) -> jax.Array:
+        width = x_BLD.shape[-1]
+        parts = Linear((6, width), kernel_init=zeros, name='modulation')(
+            jax.nn.silu(c_BD).astype(x_BLD.dtype)
+        )
+        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = (
+            parts[:, i, None] for i in range(6)
+        )
+        h = modulate(layer_norm(affine=False)(x_BLD), shift_attention, scale_attention).astype(x_BLD.dtype)
+        h = SelfAttention(self.heads, implementation=self.implementation, name='attention')(h)
+        expose(self, 'attention', h)
+        x_BLD = x_BLD + gate_attention * h
+        h = modulate(layer_norm(affine=False)(x_BLD), shift_mlp, scale_mlp).astype(x_BLD.dtype)
+        h = Mlp(4 * width, width, name='mlp')(h)
+        expose(self, 'mlp', h)
+        return x_BLD + gate_mlp * h
+
+
+class FinalLayer(nn.Module):
+    """Norm, modulation by the condition, projection to patches."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, c_BD: jax.Array) -> jax.Array:
+        width = x_BLD.shape[-1]
+        parts = Linear((2, width), kernel_init=zeros, name='modulation')(
+            jax.nn.silu(c_BD).astype(x_BLD.dtype)
+        )
+        h = modulate(layer_norm(affine=False)(x_BLD), parts[:, 0, None], parts[:, 1, None]).astype(
+            x_BLD.dtype
+        )
+        return Linear(self.features, kernel_init=zeros, name='out')(h)
+
+
+class DiT(nn.Module):
+    """The network; `cond` is {'label': int [B], 'drop': bool [B]}."""
+
+    depth: int
+    width: int
+    heads: int
+    patch: int
+    channels: int
+    classes: int
+    learned_variance: bool
+    dtype: Any
+    attention: str | None
+    scan: bool
+    remat: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BHWC: jax.Array,
+        t_B: jax.Array,
+        cond: dict[str, jax.Array],
+        *,
+        memory: Any = None,
+        per_layer: Any = None,
+        capture: tuple[str, ...] = (),
+        train: bool = False,
+    ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+        grid = grid_of(x_BHWC, self.patch)
+        x_BLD = PatchEmbed(self.width, self.patch, name='patch')(x_BHWC.astype(self.dtype))
+        x_BLD = (x_BLD + position_table(grid, self.width)).astype(self.dtype)
+        label_BD = LabelEmbedding(self.classes, self.width, name='label')(cond['label'], cond['drop'])
+        c_BD = TimeEmbedding(self.width, name='time')(t_B) + label_BD
+
+        block = DiTBlock(self.heads, self.attention, parent=None)
+        stack = Stack((Segment(block, self.depth),), self.scan, self.remat, name='blocks')
+        x_BLD, features, memory = stack(
+            x_BLD, c_BD, memory=memory, per_layer=per_layer, capture=capture, train=train
+        )
+        channels = self.channels * (2 if self.learned_variance else 1)
+        x_BLD = FinalLayer(self.patch**2 * channels, name='final')(x_BLD, c_BD)
+        return unpatchify(x_BLD, grid, self.patch).astype(jnp.float32), features, memory
+
+
+def build(
+    size: str = 'XL',
+    patch: int = 2,
+    channels: int = 4,
+    classes: int = 1000,
+    learned_variance: bool = True,
+    dtype: str = 'float32',
+    attention: str | None = None,
+    scan: bool = True,
+    remat: str = 'none',
+    hidden: int | None = None,
+    depth: int | None = None,
+    heads: int | None = None,
+) -> DiT:
+    """A DiT of a published size; hidden, depth and heads override it. `dtype` is what it computes in."""
+    if size not in SIZES:
+        raise ValueError(f'DiT has no size {size!r}; choose from {sorted(SIZES)}')
+    size_depth, size_hidden, size_heads = SIZES[size]
+    return DiT(
+        depth=depth or size_depth,
+        width=hidden or size_hidden,
+        heads=heads or size_heads,
+        patch=patch,
+        channels=channels,
+        classes=classes,
+        learned_variance=learned_variance,
+        dtype=jnp.dtype(dtype),
+        attention=attention,
+        scan=scan,
+        remat=remat,
+    )

@@ -1,0 +1,41 @@
+"""Objectives: what a training step minimises, as a tuple of phases.
+
+`loss(params, state, frozen, batch, keys, step) -> (loss_sum, weight, state, metrics)`: `state` is learned
+without gradients, `frozen` only read, `keys` one an example, metrics pairs (sum, weight) by name.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jax import Array
+
+Metrics = Mapping[str, tuple[Array, Array]]
+Loss = Callable[..., tuple[Array, Array, Any, Metrics]]
+
+
+def every_step(step: int) -> bool:
+    """The `when` of a phase that is never left out."""
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One compiled update: which networks it trains, its loss, and on which steps it runs."""
+
+    name: str
+    trains: tuple[str, ...]
+    loss: Loss
+    when: Callable[[int], bool] = every_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The phases of a step, in order; `init(key) -> state`; `held_out` is the loss that evaluation reads."""
+
+    phases: tuple[Phase, ...]
+    init: Callable[[Array], Any] = lambda key: {}
+
+    @property
+    def held_out(self) -> Loss:
+        return self.phases[0].loss

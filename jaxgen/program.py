@@ -1,0 +1,148 @@
+"""The programs of a recipe on a mesh: its state, where that lies, and the jitted step of each phase."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxgen import keys as random
+from jaxgen.recipe import Recipe, call
+from jaxgen.training import ema, optimizer, sharding
+from jaxgen.training.checkpoint import Checkpoints
+from jaxgen.training.state import TrainState
+from jaxgen.training.step import make_held_out, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A recipe, its mesh, and an optimizer with its schedule for each phase."""
+
+    recipe: Recipe
+    mesh: Mesh
+    optimizers: Mapping[str, Any]
+    schedules: Mapping[str, Callable]
+
+    @functools.cached_property
+    def abstract(self) -> TrainState:
+        """The state's shapes and dtypes, each with its sharding."""
+        shapes = jax.eval_shape(self._fresh, jax.random.key(0))[0]
+        return jax.tree.map(_with_sharding, shapes, sharding.place(shapes, self.recipe.rules, self.mesh))
+
+    @functools.cached_property
+    def abstract_frozen(self) -> dict[str, Any]:
+        """The same for the networks that no phase trains."""
+        shapes = jax.eval_shape(self._fresh, jax.random.key(0))[1]
+        return jax.tree.map(_with_sharding, shapes, sharding.place(shapes, self.recipe.rules, self.mesh))
+
+    def fresh(self) -> tuple[TrainState, dict[str, Any]]:
+        """A new state and the frozen networks, drawn where they belong; `init_from` is loaded over them."""
+        where = jax.tree.map(lambda leaf: leaf.sharding, (self.abstract, self.abstract_frozen))
+        with jax.set_mesh(self.mesh):
+            state, frozen = jax.jit(self._fresh, out_shardings=where)(jax.random.key(self.recipe.train.seed))
+        for name, network in self.recipe.networks.items():
+            if network.init_from:
+                loaded = load_params(self, network.init_from, names=(name,))[name]
+                if name in state.params:
+                    average = {name: ema.init(loaded)} if name in state.ema else {}
+                    state = state.replace(params={**state.params, name: loaded}, ema={**state.ema, **average})
+                else:
+                    frozen['networks'][name] = loaded
+        return state, frozen
+
+    def _fresh(self, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        params = self.recipe.init(random.fold(key, 'init'))
+        trained = {name: params[name] for name in self.recipe.trained}
+        states = {phase.name: self.optimizers[phase.name].init(_of(phase, trained))
+                  for phase in self.recipe.objective.phases}
+        averages = {name: ema.init(params[name]) for name in self.recipe.averaged}
+        state = TrainState(trained, states, averages, self.recipe.objective.init(random.fold(key, 'objective')))
+        return state, {'networks': {name: tree for name, tree in params.items() if name not in trained}}
+
+    @functools.cached_property
+    def steps(self) -> dict[str, Callable]:
+        """The jitted step of each phase; it takes over the state's memory."""
+        train, average = self.recipe.train, self.recipe.ema
+        return {phase.name: jax.jit(make_step(phase, tuple(_of(phase, self.abstract.params)),
+                                              self.optimizers[phase.name], self.recipe.averaged, average.decay,
+                                              average.warmup, train.accumulate),
+                                    donate_argnums=0, out_shardings=(self._where, None))
+                for phase in self.recipe.objective.phases}
+
+    @functools.cached_property
+    def held_out(self) -> Callable:
+        """The jitted loss on held-out examples."""
+        return jax.jit(make_held_out(self.recipe.objective.held_out))
+
+    @functools.cached_property
+    def _where(self) -> Any:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    def abstract_batch(self, example: Mapping[str, Any]) -> Any:
+        """The shapes of a training batch made of such examples."""
+        arrays = {'image': example['image'][None], **self.recipe.conditioner.arrays([example])}
+        rows = sharding.batch_sharding(self.mesh)
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct((self.recipe.train.batch, *a.shape[1:]), a.dtype,
+                                                           sharding=rows), arrays)
+
+
+def assemble(recipe: Recipe, devices: Any = None) -> Program:
+    """The program of a recipe on the devices at hand."""
+    mesh = sharding.make_mesh(recipe.config.get('mesh', {'data': -1}), devices)
+    shards = mesh.shape['data'] * mesh.shape['fsdp']
+    train = recipe.train
+    for name, count in (('batch', train.batch), ('sample_batch', train.sample_batch)):
+        parts = shards * (train.accumulate if name == 'batch' else 1)
+        if count % parts:
+            raise ValueError(f'train.{name} is {count}; it must be a multiple of {parts}: {shards} shards of the '
+                             f'mesh{" x accumulate" if parts > shards else ""}.')
+    optimizers, schedules = {}, {}
+    for phase in recipe.objective.phases:
+        settings = dict(recipe.config['optimizer'])
+        changes = settings.pop('phases', {}).get(phase.name, {})
+        built = call(optimizer.build, {**settings, **changes}, {'steps': train.steps}, 'optimizer')
+        optimizers[phase.name], schedules[phase.name] = built
+    return Program(recipe, mesh, optimizers, schedules)
+
+
+def load_params(program: Program, workdir: str, step: int | None = None, names: tuple[str, ...] = ()) -> dict:
+    """The parameters that sampling uses, averages where there are, from a run's checkpoint."""
+    folder = epath.Path(workdir) / 'checkpoints'
+    recipe, abstract = program.recipe, program.abstract
+    everything = {**abstract.params, **program.abstract_frozen['networks']}
+    names = names or tuple(abstract.params)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        averaged = [name for name in names if name in recipe.averaged]
+        wanted = {'ema': {name: abstract.ema[name] for name in averaged},
+                  'params': {name: everything[name] for name in names if name not in averaged}}
+        wanted = {group: trees for group, trees in wanted.items() if trees}
+        stored = checkpoints.restore(step, wanted, partial=True)
+    return {**stored.get('ema', {}), **stored.get('params', {})}
+
+
+def sampling_params(program: Program, state: TrainState, frozen: Mapping) -> dict[str, Any]:
+    """The parameters that sampling uses in the middle of a run."""
+    return {**frozen['networks'], **state.params, **state.ema}
+
+
+def number(step: int) -> np.ndarray:
+    """A step's number as the compiled steps take it, always of one type."""
+    return np.asarray(step, np.int32)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _of(phase: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: params[name] for name in phase.trains if name in params}
+
+
+def _with_sharding(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)

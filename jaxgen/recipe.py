@@ -1,0 +1,276 @@
+"""From a config to the parts of a run, checked against each other.
+
+Each section of a config is the arguments of one function, `build`, of the module that its `name` names:
+`model.name = 'pixart'` is `jaxgen.models.pixart.build(**rest)`; a name with a dot is a module of one's own,
+'package.module' or 'package.module:function'. What one part must know of another (the latents' channels, the
+number of classes) is handed over by the parameter's name. This file alone resolves names.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+
+from jaxgen import keys as random
+from jaxgen.objectives import Objective
+
+ROOMS = {'data': 'data', 'tokenizer': 'tokenizers', 'conditioner': 'conditioning', 'model': 'models',
+         'objective': 'objectives', 'metric': 'metrics'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The numbers of the training loop: counts are in steps, 0 is never."""
+
+    steps: int
+    batch: int
+    seed: int = 0
+    accumulate: int = 1
+    threads: int = 2
+    flip: bool = False
+    log_every: int = 50
+    held_out_every: int = 0
+    held_out_batches: int = 8
+    sample_every: int = 0
+    sample_batch: int = 64
+    save_every: int = 1000
+    keep: int = 3
+    keep_period: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Ema:
+    """The average of the parameters that sampling uses."""
+
+    decay: float = 0.9999
+    warmup: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network of a run; `module` is None where the conditioner or the tokenizer holds it."""
+
+    module: nn.Module | None = None
+    init_from: str = ''
+    trainable: bool = True
+    ema: bool = True
+    rules: tuple = ()
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> tuple:
+        return self.module.apply({'params': params}, *args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The parts of a run. `source(split)` opens its data, 'train' or 'held_out'."""
+
+    config: Mapping[str, Any]
+    train: Train
+    ema: Ema
+    networks: Mapping[str, Network]
+    tokenizer: Any
+    conditioner: Any
+    objective: Objective
+    sampler: Any
+    metric: Any
+    source: Callable[[str], Any]
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Fresh parameters of every network."""
+        resolution = self.config['data']['resolution']
+        arrays = jax.tree.map(jnp.asarray, self.conditioner.arrays([blank_example(resolution)]))
+        params = {**self.conditioner.init(random.fold(key, 'conditioner'), arrays),
+                  **self.tokenizer.init(random.fold(key, 'tokenizer'))}
+        cond = self.conditioner.embed(params, arrays, jnp.zeros(1, bool), key[None])
+        x, t = jnp.zeros((1, *self.tokenizer.latent)), jnp.zeros(1)
+        for name, network in self.networks.items():
+            if network.module is not None:
+                params[name] = network.module.init(random.fold(key, name), x, t, cond)['params']
+        return params
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The networks that some phase trains, each once."""
+        named = dict.fromkeys(name for phase in self.objective.phases for name in phase.trains)
+        return tuple(name for name in named if self.networks[name].trainable)
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The trained networks that keep an average."""
+        return tuple(name for name in self.trained if self.networks[name].ema)
+
+    @property
+    def rules(self) -> tuple:
+        """All sharding rules, each bound to its network's parameters."""
+        return tuple((f'(^|/){name}/.*{pattern}', spec)
+                     for name, network in self.networks.items() for pattern, spec in network.rules)
+
+
+def blank_example(resolution: int) -> dict[str, Any]:
+    """An example of the right shapes, for initialising networks and planning."""
+    image = np.zeros((resolution, resolution, 3), np.uint8)
+    return {'image': image, 'label': 0, 'caption': '', 'size': (resolution, resolution)}
+
+
+def build(config: Mapping[str, Any]) -> Recipe:
+    """The recipe of a config; whatever does not fit is a ValueError that says what to change."""
+    config = _plain(config)
+    _known_keys(config, SECTIONS, 'the config')
+    for section in ('data', 'tokenizer', 'conditioner', 'objective', 'optimizer', 'train'):
+        if section not in config:
+            raise ValueError(f"the config has no section '{section}'.")
+    if 'resolution' not in config['data']:
+        raise ValueError('data.resolution is missing: the side of the images in pixels.')
+    source = _sources(config)
+    known = {'resolution': config['data']['resolution']}
+    known['tokenizer'] = tokenizer = part('tokenizer', config, known)
+    known.update(latent=tokenizer.latent, channels=tokenizer.latent[-1])
+    if 'classes' in _signature('conditioner', config) and not config['conditioner'].get('classes'):
+        known['classes'] = source('train').description.classes
+        config['conditioner'].pop('classes', None)
+        if not known['classes']:
+            raise ValueError(f"data '{config['data']['name']}' has no classes; use a conditioner of captions, "
+                             'or data with class labels.')
+    known['conditioner'] = conditioner = part('conditioner', config, known)
+    known.update(conditioner.provides)
+    for section in ('path', 'prediction'):
+        if section in config:
+            module = importlib.import_module(f'jaxgen.diffusion.{section}')
+            known[section] = call(module.build, config[section], known, section)
+    known['learned_variance'] = getattr(known.get('prediction'), 'learned_variance', False)
+    known['networks'] = networks = _networks(config, known)
+    objective = part('objective', config, known)
+    sampler = part('sampler', config, known, config['sampler'].get('name')) if 'sampler' in config else None
+    metric = part('metric', config, known) if 'metric' in config else None
+    return Recipe(config, call(Train, config['train'], {}, 'train'), call(Ema, config.get('ema', {}), {}, 'ema'),
+                  networks, tokenizer, conditioner, objective, sampler, metric, source)
+
+
+SECTIONS = (*ROOMS, 'sampler', 'path', 'prediction', 'networks', 'held_out', 'optimizer', 'ema', 'mesh', 'train')
+
+
+def part(section: str, config: Mapping[str, Any], known: Mapping[str, Any], room: str | None = None) -> Any:
+    """Build the part that a section names. A sampler's name is the room whose `sampler` it is."""
+    settings = dict(config[section])
+    function = _resolve(section, settings.pop('name', None), room)
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and 'name' in value:  # a part of this part: sampler.solver, ...
+            inner = dict(value)
+            where = f'{room or ROOMS.get(section, section)}.{key}s'
+            nested = _resolve(f'{section}.{key}', inner.pop('name'), where)
+            settings[key] = call(nested, inner, known, f'{section}.{key}')
+    return call(function, settings, known, section)
+
+
+def call(function: Callable, settings: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Any:
+    """Call with the settings and with what is known by the parameters' names; refuse anything else."""
+    parameters = inspect.signature(function).parameters
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    _known_keys(settings, parameters, f'section {where}')
+    arguments = {name: known[name] for name in parameters if name in known} | dict(settings)
+    for name, parameter in parameters.items():
+        if name not in arguments and parameter.default is inspect.Parameter.empty:
+            raise ValueError(f'{where}.{name} is missing; set it in the config.')
+        if name in settings and not _fits(settings[name], hints.get(name, Any)):
+            raise ValueError(f'{where}.{name} is {settings[name]!r}, a {type(settings[name]).__name__}; '
+                             f'it must be {_words(hints[name])}.')
+    return function(**arguments)
+
+
+def _resolve(section: str, name: str | None, room: str | None = None) -> Callable:
+    if not name:
+        raise ValueError(f'{section}.name is missing.')
+    target, _, attribute = name.partition(':')
+    if '.' not in target and room is not None and '.' not in room:
+        target = f'jaxgen.{target}.sampler'
+    elif '.' not in target:
+        target = f'jaxgen.{room or ROOMS[section]}.{target}'
+    try:
+        module = importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if error.name is None or not target.startswith(error.name):
+            raise
+        raise ValueError(f"{section}.name is '{name}', but there is no module {target}."
+                         + _siblings(target)) from None
+    return getattr(module, attribute or 'build')
+
+
+def _siblings(target: str) -> str:
+    try:
+        package = importlib.import_module(target.rpartition('.')[0])
+    except ModuleNotFoundError:
+        return ''
+    import pkgutil
+
+    names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
+    return f" There are: {', '.join(names)}."
+
+
+def _signature(section: str, config: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(_resolve(section, config[section].get('name'))).parameters
+
+
+def _sources(config: Mapping[str, Any]) -> Callable[[str], Any]:
+    opened: dict[str, Any] = {}
+
+    def source(split: str) -> Any:
+        if split not in opened:
+            changes = config.get('held_out', {}) if split == 'held_out' else {}
+            opened[split] = part('data', {'data': {**config['data'], **changes}}, {})
+        return opened[split]
+
+    return source
+
+
+def _networks(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Network]:
+    own = (*known['tokenizer'].trains, *known['conditioner'].trains, *(('model',) if 'model' in config else ()))
+    settings = {**{name: {} for name in own}, **config.get('networks', {})}
+    networks = {}
+    for name, section in settings.items():
+        section = dict(section)
+        module = section.pop('module', config['model'] if name == 'model' else None)
+        if module is not None:
+            module = part('model', {'model': module}, known)
+        networks[name] = call(Network, section, {'module': module}, f'networks.{name}')
+    return networks
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, 'to_dict'):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
+    return tuple(_plain(inner) for inner in value) if isinstance(value, list | tuple) else value
+
+
+def _known_keys(settings: Mapping[str, Any], valid: Any, where: str) -> None:
+    for key in settings:
+        if key not in valid:
+            nearest = difflib.get_close_matches(key, list(valid), 1, 0)
+            raise ValueError(f"{where} has no key '{key}'; the nearest is '{nearest[0]}'." if nearest
+                             else f"{where} has no key '{key}'; it takes none.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    origin = typing.get_origin(hint) or hint
+    if origin is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if origin is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin) if origin in (str, bool, tuple, dict) else True
+
+
+def _words(hint: Any) -> str:
+    return getattr(hint, '__name__', str(hint).replace('typing.', ''))

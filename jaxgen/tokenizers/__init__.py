@@ -1,0 +1,1 @@
+"""Tokenizers: images to latents and back."""

@@ -1,0 +1,86 @@
+"""The train step of one phase: gradients over micro-batches, the optimizer's update, the average.
+
+It knows no objective by name. Micro-batches are summed and divided once by their total weight, so that
+accumulation equals the large batch also where a loss masks; every example keeps its own key.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jaxgen import keys as random
+from jaxgen.objectives import Loss, Phase
+from jaxgen.training import ema as average
+from jaxgen.training.state import TrainState
+
+
+def example_keys(key: Array, step: Array, purpose: str, count: int) -> Array:
+    """One key for each example of a step's batch."""
+    step_key = random.fold(jax.random.fold_in(key, step), purpose)
+    return random.split_examples(step_key, jnp.arange(count))
+
+
+def make_step(phase: Phase, trains: tuple[str, ...], optimizer: optax.GradientTransformation,
+              averaged: tuple[str, ...], decay: float, warmup: bool, accumulate: int) -> Callable:
+    """`step(state, frozen, batch, key, number) -> (state, metrics)`, pure and ready for jit."""
+
+    def step(state: TrainState, frozen: Mapping, batch: Mapping, key: Array, number: Array
+             ) -> tuple[TrainState, dict]:
+        frozen = {**frozen, 'ema': state.ema}
+        keys = example_keys(key, number, phase.name, len(jax.tree.leaves(batch)[0]))
+        trained = {name: state.params[name] for name in trains}
+
+        def loss(trained: Mapping, inner: Any, micro: Mapping, micro_keys: Array) -> tuple:
+            total, weight, inner, metrics = phase.loss({**state.params, **trained}, inner, frozen, micro,
+                                                       micro_keys, number)
+            return total, (weight, inner, {**metrics, 'loss': (total, weight)})
+
+        gradients, weight, inner, metrics = _accumulated(loss, trained, state.state, batch, keys, accumulate)
+        gradients = jax.tree.map(lambda g: g / weight, gradients)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer[phase.name], trained)
+        trained = optax.apply_updates(trained, updates)
+        metrics['gradient_norm'] = (optax.global_norm(gradients), jnp.float32(1))
+        moved = {name: average.update(state.ema[name], trained[name], number, decay, warmup)
+                 for name in trains if name in averaged}
+        return TrainState(params={**state.params, **trained}, ema={**state.ema, **moved}, state=inner,
+                          optimizer={**state.optimizer, phase.name: optimizer_state}), metrics
+
+    return step
+
+
+def _accumulated(loss: Callable, trained: Mapping, inner: Any, batch: Mapping, keys: Array, count: int
+                 ) -> tuple:
+    """Sums of gradients, weights and metrics over `count` micro-batches, walking the objective's state."""
+    gradient = jax.grad(loss, has_aux=True)
+    if count == 1:
+        gradients, (weight, inner, metrics) = gradient(trained, inner, batch, keys)
+        return gradients, weight, inner, metrics
+    # Interleaved, so that each device keeps its own rows: micro-batch j is rows j, j + count, ...
+    rows = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, count, *a.shape[1:]), 1, 0), (batch, keys))
+
+    def body(carry: tuple, row: tuple) -> tuple:
+        sums, inner = carry
+        gradients, (weight, inner, metrics) = gradient(trained, inner, *row)
+        return (jax.tree.map(jnp.add, sums, (gradients, weight, metrics)), inner), None
+
+    first = jax.tree.map(lambda a: a[0], rows)
+    shapes = jax.eval_shape(gradient, trained, inner, *first)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1][0], shapes[1][2]))
+    ((gradients, weight, metrics), inner), _ = jax.lax.scan(body, (zeros, inner), rows)
+    return gradients, weight, inner, metrics
+
+
+def make_held_out(loss: Loss) -> Callable:
+    """`held_out(params, ema, state, frozen, batch, key, number) -> metrics`: the loss without gradients."""
+
+    def held_out(params: Mapping, ema: Mapping, state: Any, frozen: Mapping, batch: Mapping, key: Array,
+                 number: Array) -> dict:
+        keys = example_keys(key, number, 'held_out', len(jax.tree.leaves(batch)[0]))
+        total, weight, _, metrics = loss({**params, **ema}, state, {**frozen, 'ema': ema}, batch, keys, number)
+        return {**metrics, 'loss': (total, weight)}
+
+    return held_out

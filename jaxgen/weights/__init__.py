@@ -1,0 +1,1 @@
+"""Name maps between published checkpoints and parameter trees."""
