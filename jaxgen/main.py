@@ -109,7 +109,7 @@ def _enable_cache() -> None:
 
 def _quiet() -> None:
     """Our own messages plainly, those of the libraries from warnings on."""
-    if FLAGS['verbosity'].using_default_value:
+    if not FLAGS['verbosity'].present:
         absl_logging.set_verbosity(absl_logging.WARNING)
     log = logging.getLogger('jaxgen')
     log.setLevel(logging.INFO)

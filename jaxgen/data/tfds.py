@@ -61,7 +61,7 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 
 def build(
-    name: str,
+    dataset: str,
     split: str = "train",
     resolution: int = 256,
     data_dir: str | None = None,
@@ -69,16 +69,16 @@ def build(
     label_key: str | None = None,
     caption_key: str | None = None,
 ) -> Records:
-    """The split of a prepared data set `name` ('set', 'set/config', 'set/config:version') below `data_dir`.
+    """The split of a prepared data set `dataset` ('set', 'set/config', 'set/config:version') below `data_dir`.
 
     `split` is any that TFDS reads, slices such as 'train[:5%]' too; pictures are cut to centred squares.
     """
     check_resolution(resolution)
-    builder = _builder(name, data_dir)
+    builder = _builder(dataset, data_dir)
     if not builder.is_prepared() or builder.info.file_format.value not in _RANDOM_ACCESS:
         raise ValueError(
-            f"{name!r} in {str(builder.data_dir)!r} is not prepared for random access; prepare it with "
-            f"'tfds build {name} --file_format=array_record'"
+            f"{dataset!r} in {str(builder.data_dir)!r} is not prepared for random access; prepare it with "
+            f"'tfds build {dataset} --file_format=array_record'"
         )
     decoders = {}
     if isinstance(_feature(builder, "image_key", image_key), tfds.features.Image):
@@ -88,7 +88,7 @@ def build(
     if label_key is not None:
         feature = _feature(builder, "label_key", label_key)
         if not isinstance(feature, tfds.features.ClassLabel):
-            raise ValueError(f"label_key {label_key!r} of {name!r} is {feature!r}; give one of classes")
+            raise ValueError(f"label_key {label_key!r} of {dataset!r} is {feature!r}; give one of classes")
         keys["label"] = label_key
         classes, names = feature.num_classes, tuple(feature.names)
     if caption_key is not None:

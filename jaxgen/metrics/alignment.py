@@ -9,7 +9,7 @@ idea of scoring by attributes and by whole prompts is that of GenEval (Ghosh et 
 # Shapes: H, W picture, P pixels (H * W), C colour channels (3), K palette colours.
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -182,17 +182,17 @@ class Alignment:
             )
         return examples
 
-    def judge(self, image: np.ndarray, caption: str) -> bool:
-        """Whether the picture shows all that the caption says, and nothing more."""
-        return compare(read(image), shapes_scene.parse(caption))["alignment"] == 1.0
+    def judge(self, image: np.ndarray, example: Mapping[str, Any]) -> bool:
+        """Whether the picture shows all that the example's caption says, and nothing more."""
+        return compare(read(image), shapes_scene.parse(example["caption"]))["alignment"] == 1.0
 
-    def score(self, images: np.ndarray, captions: Sequence[str]) -> dict[str, float]:
+    def score(self, images: np.ndarray, examples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """The part of pictures [N, H, W, 3] judged right ('alignment'), and the rate of each attribute."""
-        if len(images) != len(captions) or not len(captions):
-            raise ValueError(f"{len(images)} pictures for {len(captions)} captions; give one for each")
+        if len(images) != len(examples) or not len(examples):
+            raise ValueError(f"{len(images)} pictures for {len(examples)} examples; give one for each")
         rates = [
-            compare(read(image), shapes_scene.parse(caption))
-            for image, caption in zip(images, captions, strict=True)
+            compare(read(image), shapes_scene.parse(example["caption"]))
+            for image, example in zip(images, examples, strict=True)
         ]
         return {name: float(np.mean([rate[name] for rate in rates])) for name in rates[0]}
 

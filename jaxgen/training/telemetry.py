@@ -18,7 +18,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-SHOWN = ('loss', 'images_per_second')
+SHOWN = ('loss', 'images_per_second')  # the last parts of the names that the console shows
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_UPLOADS = 60.0
 
@@ -90,7 +90,11 @@ class Telemetry:
         self.close()
 
     def _show(self, step: int, numbers: Mapping[str, float]) -> None:
-        shown = {name.replace('_per_', '/'): f'{numbers[name]:.4g}' for name in SHOWN if name in numbers}
+        shown = {
+            name.replace('_per_', '/'): f'{number:.4g}'
+            for name, number in numbers.items()
+            if name.rsplit('/', 1)[-1] in SHOWN
+        }
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(step - self._bar.n)

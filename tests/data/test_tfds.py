@@ -69,7 +69,7 @@ def test_arrays_and_words_in_other_features(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "no_such_set"}, "no data set 'no_such_set'"),
+        ({"dataset": "no_such_set"}, "no data set 'no_such_set'"),
         ({"image_key": "picture"}, "image_key is 'picture'.*'caption', 'image', 'label'"),
         ({"label_key": "class"}, "label_key is 'class'"),
         ({"caption_key": "text"}, "caption_key is 'text'"),
@@ -78,4 +78,4 @@ def test_arrays_and_words_in_other_features(tmp_path):
 )
 def test_what_is_not_there_is_said(data_dir, options, words):
     with pytest.raises(ValueError, match=words):
-        tfds.build(**({"name": NAME, "data_dir": data_dir} | options))
+        tfds.build(**({"dataset": NAME, "data_dir": data_dir} | options))

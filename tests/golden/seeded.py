@@ -41,3 +41,23 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
+
+
+def disagreements(
+    ours: dict[str, np.ndarray], reference: dict[str, np.ndarray], tolerance: float
+) -> dict[str, float]:
+    """The tensors of a reference with a relative error above tolerance.
+
+    Gradients that are zero but for rounding (a key's bias moves all scores of a query alike) have no relative
+    error; ours only have to be as small.
+    """
+    rounding = 1e-6 * max(np.abs(theirs).max() for theirs in reference.values())
+    errors = {}
+    for name, theirs in reference.items():
+        if np.abs(theirs).max() > rounding:
+            error = relative_error(ours[name], theirs)
+        else:
+            error = 0.0 if np.abs(ours[name]).max() <= rounding else np.inf
+        if not error <= tolerance:
+            errors[name] = error
+    return errors

@@ -12,6 +12,10 @@ from jaxgen.data.shapes_scene import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES
 from jaxgen.metrics import alignment
 
 
+def asked_for(*captions):
+    return [{"caption": caption} for caption in captions]
+
+
 def drawn(split, count, resolution):
     pictures, captions = [], []
     for index in range(count):
@@ -19,7 +23,7 @@ def drawn(split, count, resolution):
         scene = shapes_scene.draw_scene(rng, split, 1 + index % 3)
         pictures.append(shapes_draw.render(scene, resolution, rng))
         captions.append(shapes_scene.caption(scene, index % shapes_scene.WORDINGS))
-    return np.stack(pictures), captions
+    return np.stack(pictures), asked_for(*captions)
 
 
 @pytest.mark.parametrize("resolution", [32, 64])
@@ -78,13 +82,13 @@ def test_one_wrong_word_is_seen_and_named():
                 objects = list(scene.objects)
                 objects[index] = dataclasses.replace(thing, **{name: word})
                 asked = shapes_scene.caption(dataclasses.replace(scene, objects=tuple(objects)))
-                rates = metric.score(picture[None], [asked])
+                rates = metric.score(picture[None], asked_for(asked))
                 assert rates.pop("alignment") == 0.0 and rates.pop(name) == 0.5
                 assert set(rates.values()) == {1.0}
     for background in set(BACKGROUNDS) - {scene.background}:
         asked = shapes_scene.caption(dataclasses.replace(scene, background=background))
-        assert not metric.judge(picture, asked)
-    assert metric.judge(picture, shapes_scene.caption(scene))
+        assert not metric.judge(picture, {"caption": asked})
+    assert metric.judge(picture, {"caption": shapes_scene.caption(scene)})
 
 
 def test_an_object_too_many_or_too_few_is_seen():
@@ -92,7 +96,7 @@ def test_an_object_too_many_or_too_few_is_seen():
     fewer, more = Scene("navy", (one,)), Scene("navy", (one, two))
     metric = alignment.build()
     for shown, asked in ((fewer, more), (more, fewer)):
-        rates = metric.score(shapes_draw.render(shown, 32)[None], [shapes_scene.caption(asked)])
+        rates = metric.score(shapes_draw.render(shown, 32)[None], asked_for(shapes_scene.caption(asked)))
         assert rates["count"] == 0.0 and rates["alignment"] == 0.0
         assert rates["shape"] == len(shown.objects[: len(asked.objects)]) / len(asked.objects)
 
@@ -100,7 +104,7 @@ def test_an_object_too_many_or_too_few_is_seen():
 def test_the_order_in_the_caption_does_not_matter():
     objects = shapes_scene.draw_scene(np.random.default_rng(0), "test", 3).objects
     picture = shapes_draw.render(Scene("brown", objects), 32)
-    assert alignment.build().judge(picture, shapes_scene.caption(Scene("brown", objects[::-1])))
+    assert alignment.build().judge(picture, {"caption": shapes_scene.caption(Scene("brown", objects[::-1]))})
 
 
 def test_neighbours_of_all_colours_stay_apart():
@@ -111,7 +115,7 @@ def test_neighbours_of_all_colours_stay_apart():
         for background in BACKGROUNDS:
             scene = Scene(background, objects)
             picture = shapes_draw.render(scene, 32, np.random.default_rng(index))
-            assert metric.judge(picture, shapes_scene.caption(scene)), scene
+            assert metric.judge(picture, {"caption": shapes_scene.caption(scene)}), scene
 
 
 @pytest.mark.parametrize("resolution", [16, 33, 64])
@@ -121,8 +125,7 @@ def test_pictures_of_nothing_are_read_without_an_error(resolution):
     halves = flat.copy()
     halves[:, : resolution // 2] = 255
     metric = alignment.build(prompts=6)
-    captions = [example["caption"] for example in metric.examples()]
-    rates = metric.score(np.concatenate([noise, flat, halves]), captions)
+    rates = metric.score(np.concatenate([noise, flat, halves]), metric.examples())
     assert rates["alignment"] == 0.0 and all(0.0 <= rate <= 1.0 for rate in rates.values())
 
 
@@ -140,14 +143,14 @@ def test_prompts_are_held_out_seeded_and_half_of_two_objects():
 
 def test_errors_say_what_to_do():
     metric = alignment.build(prompts=1)
-    text = metric.examples()[0]["caption"]
-    with pytest.raises(ValueError, match="2 pictures for 1 captions"):
-        metric.score(np.zeros((2, 32, 32, 3), np.uint8), [text])
+    asked = metric.examples()[0]
+    with pytest.raises(ValueError, match="2 pictures for 1 examples"):
+        metric.score(np.zeros((2, 32, 32, 3), np.uint8), [asked])
     with pytest.raises(ValueError, match="uint8"):
-        metric.judge(np.zeros((32, 32, 3), np.float32), text)
+        metric.judge(np.zeros((32, 32, 3), np.float32), asked)
     with pytest.raises(ValueError, match="square"):
-        metric.judge(np.zeros((32, 16, 3), np.uint8), text)
+        metric.judge(np.zeros((32, 16, 3), np.uint8), asked)
     with pytest.raises(ValueError, match="grammar"):
-        metric.judge(np.zeros((32, 32, 3), np.uint8), "a cat")
+        metric.judge(np.zeros((32, 32, 3), np.uint8), {"caption": "a cat"})
     with pytest.raises(ValueError, match="prompts=0"):
         alignment.build(prompts=0)
