@@ -3,8 +3,10 @@
 Several modes run one after the other: `--mode=train,sample,evaluate`.
 """
 
+import ast
 import difflib
 import importlib
+import importlib.util
 import inspect
 import logging
 import os
@@ -16,22 +18,12 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 from etils import epath
-from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
 
 
-def _config_path(argument: str) -> str:
-    """A config's path as given, or among those that were installed with the package."""
-    path, colon, variant = argument.partition(':')
-    installed = os.path.join(os.path.dirname(__file__), 'configs', os.path.basename(path))
-    if not os.path.exists(path) and os.path.exists(installed):
-        path = installed
-    return path + colon + variant
-
-
-config_flags.DEFINE_config_file('config', None, 'The recipe, for example configs/quickstart.py or '
-                                'configs/quickstart.py:tiny; --config.section.key=value overrides.')
+flags.DEFINE_string('config', '', 'The recipe, for example configs/quickstart.py or configs/quickstart.py:tiny; '
+                    '--config.section.key=value overrides.')
 flags.DEFINE_string('mode', 'train', 'A job, or several with commas between: train, sample, evaluate, plan.')
 flags.DEFINE_string('workdir', '', 'Where the run lives; local or gs://. Default: runs/ and the name of the config.')
 flags.DEFINE_multi_string('prompt', [], 'sample: what to draw; repeatable. A class number where the recipe has labels.')
@@ -51,9 +43,11 @@ def main(arguments: Sequence[str]) -> None:
     """Build the recipe and run its jobs; what a user can mend is one line and exit code 2."""
     _quiet()
     try:
-        if len(arguments) > 1:
-            raise ValueError(f"'{arguments[1]}' is no flag; flags begin with --.")
-        run(FLAGS.config, FLAGS.mode, FLAGS.workdir, {name: FLAGS[name] for name in OPTIONS})
+        stray = [argument for argument in arguments[1:] if not argument.startswith('config.')]
+        if stray:
+            raise ValueError(f"'{stray[0]}' is no flag; flags begin with --.")
+        overrides = [argument.removeprefix('config.') for argument in arguments[1:]]
+        run(FLAGS.config, overrides, FLAGS.mode, FLAGS.workdir, {name: FLAGS[name] for name in OPTIONS})
     except ValueError as error:
         if os.environ.get('JAXGEN_TRACEBACK'):
             raise
@@ -61,26 +55,64 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(2)
 
 
-def run(config: Any, mode: str, workdir: str, options: dict[str, flags.Flag]) -> None:
+def run(path: str, overrides: Sequence[str], mode: str, workdir: str, options: dict[str, flags.Flag]) -> None:
     """Check the flags against the jobs asked for, then run them."""
-    if config is None:
-        raise ValueError('--config is missing; for example --config=configs/quickstart.py.')
     jobs = {name: _job(name) for name in mode.split(',')}
     takes = {name for job in jobs.values() for name in inspect.signature(job).parameters}
     for name, flag in options.items():
         if flag.present and name not in takes:
             raise ValueError(f'--{name} means nothing to --mode={mode}.')
+    config = load_config(path, overrides)
     if FLAGS.compilation_cache:
         _enable_cache()
     from jaxgen import recipe
 
     built = recipe.build(config)
-    folder = epath.Path(workdir or f'runs/{_config_name()}')
+    folder = epath.Path(workdir or f"runs/{os.path.basename(path).replace('.py', '').replace(':', '_')}")
     folder.mkdir(parents=True, exist_ok=True)
     for name, job in jobs.items():
         logging.getLogger('jaxgen').info('%s in %s', name, folder)
         given = {key: flag.value for key, flag in options.items() if key in inspect.signature(job).parameters}
         job(built, str(folder), **given)
+
+
+def load_config(argument: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The config of 'file.py' or 'file.py:variant', as given or as installed, with 'section.key=value' set.
+
+    Any key that a part takes can be set, also one that the file leaves at its default.
+    """
+    if not argument:
+        raise ValueError('--config is missing; for example --config=configs/quickstart.py.')
+    path, _, variant = argument.partition(':')
+    installed = os.path.join(os.path.dirname(__file__), 'configs', os.path.basename(path))
+    file = path if os.path.exists(path) else installed
+    if not os.path.exists(file):
+        raise ValueError(f'there is no config file {path}.')
+    spec = importlib.util.spec_from_file_location('jaxgen_config', file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant).to_dict()
+    for override in overrides:
+        keys, equals, text = override.partition('=')
+        *parents, last = keys.split('.')
+        if not equals:
+            raise ValueError(f'--config.{override} has no value; write --config.{override}=value.')
+        section = config
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ValueError(f'--config.{keys} does not exist: {parent} is {section!r}, no section.')
+        section[last] = _literal(text)
+    return config
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in ('true', 'false'):
+        return text.lower() == 'true'
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _job(name: str) -> Any:
@@ -93,12 +125,6 @@ def _job(name: str) -> Any:
     return importlib.import_module(f'jaxgen.jobs.{name}').run
 
 
-def _config_name() -> str:
-    path, _, variant = FLAGS['config'].config_filename.partition(':')
-    name = os.path.splitext(os.path.basename(path))[0]
-    return f'{name}_{variant}' if variant else name
-
-
 def _enable_cache() -> None:
     import jax
 
@@ -108,9 +134,9 @@ def _enable_cache() -> None:
 
 
 def _quiet() -> None:
-    """Our own messages plainly, those of the libraries from warnings on."""
+    """Our own messages plainly, those of the libraries only where something fails."""
     if not FLAGS['verbosity'].present:
-        absl_logging.set_verbosity(absl_logging.WARNING)
+        absl_logging.set_verbosity(absl_logging.ERROR)
     log = logging.getLogger('jaxgen')
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -119,13 +145,10 @@ def _quiet() -> None:
 
 def entry() -> None:
     """The command line."""
-    sys.argv = [_with_config_path(argument) for argument in sys.argv]
-    app.run(main)
-
-
-def _with_config_path(argument: str) -> str:
-    name, equals, value = argument.partition('=')
-    return f'--config={_config_path(value)}' if name.lstrip('-') == 'config' and equals else argument
+    # absl knows only flags it was told of: overrides travel as plain arguments.
+    overrides = [argument.lstrip('-') for argument in sys.argv[1:] if argument.startswith('--config.')]
+    others = [argument for argument in sys.argv[1:] if not argument.startswith('--config.')]
+    app.run(main, [sys.argv[0], *others, *overrides])
 
 
 if __name__ == '__main__':

@@ -267,6 +267,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin = typing.get_origin(hint) or hint
     if origin is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
+    if origin is types.NoneType:
+        return value is None
     if origin is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, origin) if origin in (str, bool, tuple, dict) else True

@@ -127,7 +127,12 @@ def test_bfloat16_stays_near_float32():
 @pytest.mark.parametrize(
     ('settings', 'count'),
     # The authors' own classes counted in torch, with the null caption and without the fixed position table.
-    [({}, 611_347_616), ({'caption_length': 300}, 612_084_896)],
+    [
+        ({}, 611_347_616),
+        ({'micro_conditioning': True}, 611_840_672),
+        ({'caption_length': 300}, 612_084_896),
+        ({'caption_length': 300, 'compress_ratio': 2, 'compress_layers': tuple(range(14, 28))}, 612_197_792),
+    ],
 )
 def test_published_parameter_counts(settings, count):
     network = pixart.build(**settings)
@@ -137,6 +142,8 @@ def test_published_parameter_counts(settings, count):
         'text': shape((1, length, 4096), jnp.float32),
         'text_mask': shape((1, length), bool),
         'drop': shape((1,), bool),
+        'size': shape((1, 2), jnp.float32),
+        'aspect': shape((1, 1), jnp.float32),
     }
     x, t = shape((1, 64, 64, 4), jnp.float32), shape((1,), jnp.float32)
     params = jax.eval_shape(network.init, jax.random.key(0), x, t, condition)

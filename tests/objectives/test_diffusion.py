@@ -1,0 +1,197 @@
+"""The denoising loss against the authors' DiT code, by hand, and by what a small network learns from it."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from golden import make_dit_loss
+from golden.seeded import normal, stored
+
+from jaxgen import keys as random
+from jaxgen.conditioning import labels
+from jaxgen.diffusion import path, prediction
+from jaxgen.diffusion.variational import variational_bound
+from jaxgen.objectives import diffusion
+from jaxgen.tokenizers import pixels
+
+FROZEN = {'networks': {}}
+LATENTS = types.SimpleNamespace(encode=lambda params, batch, keys: batch['latents'])
+FOLDED = types.SimpleNamespace(trains=(), embed=lambda params, batch, drop, keys: {'drop': drop})
+
+
+def ddpm():
+    """DiT's path and prediction."""
+    walk = path.build('vp', 'linear')
+    return walk, prediction.build('noise', 'steps', True, path=walk)
+
+
+def objective(network, walk, predict, **settings):
+    """The objective of a network that is a plain function, on latents that need no tokenizer."""
+    networks = {'model': network}
+    return diffusion.build(networks, walk, predict, FOLDED, LATENTS, **settings).phases[0].loss
+
+
+def given_draws(draws):
+    """What the objective draws its numbers from, with the numbers given by purpose."""
+    return types.SimpleNamespace(fold=lambda keys, purpose: purpose,
+                                 draw=lambda sampler, purpose, shape=(): draws[purpose])
+
+
+@pytest.fixture
+def authors_case(monkeypatch):
+    """One example's loss and metrics as a function of the network's output, and the authors' numbers."""
+    given = {name: jnp.asarray(array) for name, array in make_dit_loss.inputs().items()}
+
+    def run(output, example):
+        steps = make_dit_loss.STEPS[example:example + 1]
+        draws = {'noise': given['noise'][example:example + 1], 'time': jnp.float32((steps + 0.5) / 1000),
+                 'drop': jnp.ones(1)}
+        monkeypatch.setattr(diffusion, 'random', given_draws(draws))
+
+        def network(params, x, t, cond, train):
+            np.testing.assert_allclose(t, steps, atol=1e-3)
+            return params, {}, None
+
+        batch = {'latents': given['data'][example:example + 1]}
+        loss = objective(network, *ddpm(), times='discrete')
+        total, weight, _, metrics = loss({'model': output[None]}, {}, FROZEN, batch, None, 0)
+        assert weight == 1
+        return total, {name: metrics[name][0] for name in ('error', 'bound')}
+
+    return given['output'], run, stored('dit_loss')
+
+
+@pytest.mark.parametrize('example', range(len(make_dit_loss.STEPS)))
+def test_loss_and_gradient_equal_the_authors(authors_case, example):
+    output, run, theirs = authors_case
+    (total, parts), gradient = jax.value_and_grad(run, has_aux=True)(output[example], example)
+    np.testing.assert_allclose(parts['error'], theirs['mse'][example], rtol=1e-5)
+    np.testing.assert_allclose(parts['bound'], theirs['vb'][example], rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(total, theirs['loss'][example], rtol=1e-4)
+    # Means and variances apart, which are of unlike size; late steps' variances hardly matter to the bound.
+    for ours, reference in zip(np.split(gradient, 2, -1), np.split(theirs['by_output'][example], 2, -1)):
+        np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-9 + 1e-3 * np.abs(reference).max())
+
+
+def test_bound_trains_the_variance_alone():
+    walk, predict = ddpm()
+    data, noise, output = (jnp.asarray(array) for array in make_dit_loss.inputs().values())
+    t = jnp.float32((make_dit_loss.STEPS + 1) / 1000)
+    x = path.interpolate(walk, data, noise, t)
+    gradient = jax.grad(lambda out: variational_bound(predict.estimate(walk, x, t, out), data).sum())(output)
+    mean, variance = jnp.split(gradient, 2, axis=-1)
+    assert not mean.any()
+    assert (jnp.abs(variance).max(axis=(1, 2, 3)) > 0).all()
+
+
+def test_flow_matching_by_hand():
+    data, keys = normal('data', (2, 4, 4, 3)), jax.random.split(jax.random.key(0), 2)
+    walk = path.build('linear')
+    seen = {}
+
+    def network(params, x, t, cond, train):
+        seen.update(x=x, t=t)
+        return params, {}, None
+
+    for time, sign in (('thousand', 1), ('reversed', -1)):
+        loss = objective(network, walk, prediction.build('velocity', time, path=walk))
+        total, weight, state, metrics = loss({'model': jnp.full((2, 4, 4, 3), 0.5)}, {'kept': 1}, FROZEN,
+                                             {'latents': jnp.asarray(data)}, keys, 0)
+        t = seen['t'] / 1000 if time == 'thousand' else 1 - seen['t']
+        drawn = random.draw(jax.random.normal, random.fold(keys, 'noise'), (4, 4, 3))
+        noisy = (1 - t)[:, None, None, None] * data + t[:, None, None, None] * drawn
+        np.testing.assert_allclose(seen['x'], noisy, atol=1e-6)
+        by_hand = np.mean((0.5 - sign * (drawn - data)) ** 2, axis=(1, 2, 3))
+        np.testing.assert_allclose(total, by_hand.sum(), rtol=1e-5)
+        assert weight == 2 and state == {'kept': 1}
+        np.testing.assert_allclose(metrics['error'][0], by_hand.sum(), rtol=1e-5)
+        quarters = [metrics[f'error_t{i / 4:.2f}_{(i + 1) / 4:.2f}'] for i in range(4)]
+        np.testing.assert_allclose(sum(q[0] for q in quarters), by_hand.sum(), rtol=1e-5)
+        assert sum(q[1] for q in quarters) == 2
+
+
+@pytest.mark.parametrize('times, low, high, mean', [('uniform', 0, 1, 0.5), ('discrete', 0.001, 1, 0.5005),
+                                                    ('logit_normal', 0, 1, 0.5)])
+def test_times_and_drops_are_drawn_in_their_ranges(times, low, high, mean):
+    count, seen = 4096, {}
+
+    def network(params, x, t, cond, train):
+        seen.update(t=np.asarray(t), drop=np.asarray(cond['drop']))
+        return jnp.zeros_like(x), {}, None
+
+    walk = path.build('vp')
+    loss = objective(network, walk, prediction.build('noise', 'unit', path=walk), times=times, drop=0.25)
+    keys = jax.random.split(jax.random.key(1), count)
+    loss({'model': None}, {}, FROZEN, {'latents': jnp.zeros((count, 1))}, keys, 0)
+    t = seen['t']
+    assert low <= t.min() < 0.05 and 0.95 < t.max() <= high
+    assert abs(t.mean() - mean) < 0.02  # four standard errors of a uniform draw
+    assert abs(seen['drop'].mean() - 0.25) < 0.03
+    assert abs(np.corrcoef(t, seen['drop'])[0, 1]) < 0.06
+    if times == 'discrete':
+        np.testing.assert_allclose(t * 1000, np.round(t * 1000), atol=1e-3)
+    if times == 'logit_normal':
+        logits = np.log(t / (1 - t))
+        assert abs(logits.std() - 1) < 0.05
+
+
+def test_logit_normal_moves_with_its_mean_and_spread():
+    keys = jax.random.split(jax.random.key(2), 4096)
+    t = np.asarray(diffusion._time_sampler('logit_normal', 1.0, 0.5, None)(keys))
+    logits = np.log(t / (1 - t))
+    assert abs(logits.mean() - 1) < 0.04 and abs(logits.std() - 0.5) < 0.04
+
+
+def test_draws_of_an_example_do_not_depend_on_its_batch():
+    keys = jax.random.split(jax.random.key(3), 4)
+    walk = path.build('linear')
+    loss = objective(lambda params, x, t, cond, train: (jnp.sin(x) * cond['drop'][:, None], {}, None), walk,
+                     prediction.build('velocity', path=walk), drop=0.5)
+    latents = jnp.asarray(normal('data', (4, 6)))
+    together = loss({'model': None}, {}, FROZEN, {'latents': latents}, keys, 0)[0]
+    alone = [loss({'model': None}, {}, FROZEN, {'latents': latents[i:i + 1]}, keys[i:i + 1], 0)[0]
+             for i in range(4)]
+    np.testing.assert_allclose(together, sum(alone), rtol=1e-6)
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'times': 'sometimes'}, 'uniform, discrete, logit_normal'),
+    ({'times': 'discrete'}, "set path.name='vp'"),
+    ({'drop': 1.0}, r'objective.drop is 1.0'),
+])
+def test_what_does_not_fit_is_refused(changes, message):
+    walk = path.build('linear')
+    with pytest.raises(ValueError, match=message):
+        objective(None, walk, prediction.build('velocity', path=walk), **changes)
+
+
+def test_a_small_network_learns():
+    """Without x, the best guess of the velocity, noise - data, is -data: a table by label learns it."""
+    walk = path.build('linear')
+    predict = prediction.build('velocity', 'thousand', path=walk)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    batch = {'image': jnp.asarray(images), 'label': jnp.arange(3)}
+
+    def network(table, x, t, cond, train):
+        return jnp.where(cond['drop'][:, None, None, None], 0, table[cond['label']]), {}, None
+
+    loss = diffusion.build({'model': network}, walk, predict, labels.build(3), pixels.build(8)).phases[0].loss
+    optimizer = optax.adam(0.02)
+
+    def step(carry, index):
+        table, state = carry
+        keys = random.split_examples(jax.random.fold_in(jax.random.key(1), index), batch['label'])
+        value, gradient = jax.value_and_grad(lambda t: loss({'model': t}, {}, FROZEN, batch, keys, 0)[0])(table)
+        updates, state = optimizer.update(gradient, state)
+        return (table + updates, state), value / 3
+
+    table = jnp.zeros(images.shape)
+    first = (table, optimizer.init(table))
+    (table, _), losses = jax.jit(lambda: jax.lax.scan(step, first, jnp.arange(200)))()
+    data = images / 127.5 - 1
+    assert abs(losses[:10].mean() - (1 + (data**2).mean())) < 0.08
+    assert losses[-50:].mean() < 1.15
+    assert np.corrcoef(-data.ravel(), table.ravel())[0, 1] > 0.9
