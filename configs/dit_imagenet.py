@@ -27,13 +27,32 @@ def get_config(variant: str = '') -> ConfigDict:
     config.optimizer = dict(name='adamw', learning_rate=1e-4, schedule='constant', weight_decay=0.0, clip=0.0)
     config.ema = dict(decay=0.9999)
     config.mesh = dict(fsdp=-1)
-    config.train = dict(steps=400_000, batch=256, flip=True, threads=16, log_every=100, held_out_every=10_000,
-                        sample_every=10_000, save_every=5000, keep=3, keep_period=50_000)
+    config.train = dict(
+        steps=400_000,
+        batch=256,
+        flip=True,
+        threads=16,
+        log_every=100,
+        held_out_every=10_000,
+        sample_every=10_000,
+        save_every=5000,
+        keep=3,
+        keep_period=50_000,
+    )
     if variant == 'tiny':
         config.data = dict(name='synthetic', resolution=32, classes=1000, captions=False, examples=32)
         config.held_out.split = 'test'
         config.model.update(hidden=32, depth=2, heads=2)
         config.sampler.steps = 2
-        config.train.update(steps=3, batch=8, sample_batch=8, threads=2, log_every=1, held_out_every=3,
-                            held_out_batches=1, sample_every=3, save_every=2)
+        config.train.update(
+            steps=3,
+            batch=8,
+            sample_batch=8,
+            threads=2,
+            log_every=1,
+            held_out_every=3,
+            held_out_batches=1,
+            sample_every=3,
+            save_every=2,
+        )
     return config

@@ -18,25 +18,51 @@ def get_config(variant: str = '') -> ConfigDict:
     config.data = dict(name='folder', path='images', resolution=256, captions=True)
     config.held_out = dict(split='test')
     config.tokenizer = dict(name='pixels', fold=8)
-    config.conditioner = dict(name='captions', vocabulary=32_768, length=120, width=4096, depth=1, heads=64,
-                              dtype='bfloat16')
+    config.conditioner = dict(
+        name='captions', vocabulary=32_768, length=120, width=4096, depth=1, heads=64, dtype='bfloat16'
+    )
     config.path = dict(name='vp', betas='linear')
     config.prediction = dict(output='noise', time='steps', learned_variance=True)
     config.model = dict(name='pixart', size='XL', patch=2, base_size=16, dtype='bfloat16', remat='named')
     config.objective = dict(name='diffusion', times='discrete', drop=0.1)
     config.sampler = dict(name='diffusion', solver=dict(name='ddim', eta=0.0), steps=50, guidance=4.5)
-    config.optimizer = dict(name='adamw', learning_rate=2e-5, schedule='constant', warmup=1000, weight_decay=0.03,
-                            clip=0.01, options=dict(eps=1e-10))
+    config.optimizer = dict(
+        name='adamw',
+        learning_rate=2e-5,
+        schedule='constant',
+        warmup=1000,
+        weight_decay=0.03,
+        clip=0.01,
+        options=dict(eps=1e-10),
+    )
     config.ema = dict(decay=0.9999)
     config.mesh = dict(fsdp=-1)
-    config.train = dict(steps=300_000, batch=1024, threads=16, log_every=100, held_out_every=10_000,
-                        sample_every=10_000, save_every=5000, keep=3, keep_period=50_000)
+    config.train = dict(
+        steps=300_000,
+        batch=1024,
+        threads=16,
+        log_every=100,
+        held_out_every=10_000,
+        sample_every=10_000,
+        save_every=5000,
+        keep=3,
+        keep_period=50_000,
+    )
     if variant == 'tiny':
         config.data = dict(name='synthetic', resolution=32, captions=True, examples=32)
         config.conditioner.update(vocabulary=64, width=32, depth=1, heads=2)
         config.model.update(hidden=48, depth=2, heads=2)
         config.sampler.steps = 2
         config.optimizer.warmup = 1
-        config.train.update(steps=3, batch=8, sample_batch=8, threads=2, log_every=1, held_out_every=3,
-                            held_out_batches=1, sample_every=3, save_every=2)
+        config.train.update(
+            steps=3,
+            batch=8,
+            sample_batch=8,
+            threads=2,
+            log_every=1,
+            held_out_every=3,
+            held_out_batches=1,
+            sample_every=3,
+            save_every=2,
+        )
     return config

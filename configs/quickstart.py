@@ -19,7 +19,9 @@ def get_config(variant: str = '') -> ConfigDict:
     config.optimizer = dict(name='adamw', learning_rate=1e-3, schedule='cosine', warmup=100)
     config.ema = dict(decay=0.999)
     config.mesh = dict(data=-1)
-    config.train = dict(steps=3000, batch=64, log_every=50, held_out_every=500, sample_every=500, save_every=500)
+    config.train = dict(
+        steps=3000, batch=64, log_every=50, held_out_every=500, sample_every=500, save_every=500
+    )
     if variant == 'tiny':
         config.data.examples = 64
         config.data.test_examples = 32
@@ -28,6 +30,14 @@ def get_config(variant: str = '') -> ConfigDict:
         config.metric.prompts = 8
         config.sampler.steps = 2
         config.optimizer.warmup = 1
-        config.train.update(steps=3, batch=8, sample_batch=8, log_every=1, held_out_every=3, held_out_batches=1,
-                            sample_every=3, save_every=2)
+        config.train.update(
+            steps=3,
+            batch=8,
+            sample_batch=8,
+            log_every=1,
+            held_out_every=3,
+            held_out_batches=1,
+            sample_every=3,
+            save_every=2,
+        )
     return config

@@ -1,4 +1,4 @@
-"""A class-conditional SiT (arXiv:2401.08740) on a folder of images of one's own: DiT's network, straight flow.
+"""A class-conditional SiT (arXiv:2401.08740) on a folder of one's own images: DiT's network, straight flow.
 
 For: --config.data.path=/my/images with one subfolder a class. The linear path, velocity prediction in
 SiT's own time (from noise to data), Heun's method with guidance. Pixels at 64 px, SiT-S/4.
@@ -26,13 +26,28 @@ def get_config(variant: str = '') -> ConfigDict:
     config.optimizer = dict(name='adamw', learning_rate=2e-4, schedule='constant', warmup=1000)
     config.ema = dict(decay=0.9999)
     config.mesh = dict(data=-1)
-    config.train = dict(steps=100_000, batch=128, flip=True, log_every=100, held_out_every=5000,
-                        sample_every=5000, save_every=5000)
+    config.train = dict(
+        steps=100_000,
+        batch=128,
+        flip=True,
+        log_every=100,
+        held_out_every=5000,
+        sample_every=5000,
+        save_every=5000,
+    )
     if variant == 'tiny':
         config.data = dict(name='synthetic', resolution=16, classes=3, captions=False, examples=32)
         config.model.update(hidden=32, depth=2, heads=2, dtype='float32')
         config.sampler.steps = 2
         config.optimizer.warmup = 1
-        config.train.update(steps=3, batch=8, sample_batch=8, log_every=1, held_out_every=3, held_out_batches=1,
-                            sample_every=3, save_every=2)
+        config.train.update(
+            steps=3,
+            batch=8,
+            sample_batch=8,
+            log_every=1,
+            held_out_every=3,
+            held_out_batches=1,
+            sample_every=3,
+            save_every=2,
+        )
     return config

@@ -29,18 +29,32 @@ def make_generator(recipe: Recipe, mesh: Mesh, batch: int) -> Callable[..., np.n
     mine = sharding.local_rows(mesh, batch)
 
     @jax.jit
-    def draw(params: Mapping, arrays: Mapping, opposite: Mapping, dropped: jax.Array, seeds: jax.Array,
-             knobs: Mapping) -> jax.Array:
+    def draw(
+        params: Mapping,
+        arrays: Mapping,
+        opposite: Mapping,
+        dropped: jax.Array,
+        seeds: jax.Array,
+        knobs: Mapping,
+    ) -> jax.Array:
         keys = jax.vmap(jax.random.key)(seeds)
         kept = jnp.zeros(dropped.shape, bool)
-        request = Request(cond=recipe.conditioner.embed(params, arrays, kept, random.fold(keys, 'embed')),
-                          null=recipe.conditioner.embed(params, opposite, dropped, random.fold(keys, 'embed')),
-                          keys=random.fold(keys, 'sample'))
+        embed_keys = random.fold(keys, 'embed')
+        request = Request(
+            cond=recipe.conditioner.embed(params, arrays, kept, embed_keys),
+            null=recipe.conditioner.embed(params, opposite, dropped, embed_keys),
+            keys=random.fold(keys, 'sample'),
+        )
         return recipe.tokenizer.decode(params, recipe.sampler.sample(params, request, knobs))
 
-    def generate(params: Mapping, examples: Sequence[Example], seeds: Sequence[int], knobs: Mapping,
-                 negatives: Sequence[Example] | None = None,
-                 progress: Callable[[int], None] = lambda count: None) -> np.ndarray:
+    def generate(
+        params: Mapping,
+        examples: Sequence[Example],
+        seeds: Sequence[int],
+        knobs: Mapping,
+        negatives: Sequence[Example] | None = None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> np.ndarray:
         images = []
         for start in range(0, len(examples), batch):
             rows = [min(i, len(examples) - 1) for i in range(start, start + batch)][mine]
@@ -51,9 +65,12 @@ def make_generator(recipe: Recipe, mesh: Mesh, batch: int) -> Callable[..., np.n
             with jax.set_mesh(mesh):
                 placed = sharding.to_global((given, opposite, dropped, part), mesh)
                 drawn = draw(params, *placed, knobs)
-                images.append(multihost_utils.process_allgather(drawn, tiled=True)
-                              if jax.process_count() > 1 else np.asarray(drawn))
+                images.append(
+                    multihost_utils.process_allgather(drawn, tiled=True)
+                    if jax.process_count() > 1
+                    else np.asarray(drawn)
+                )
             progress(min(batch, len(examples) - start))
-        return np.concatenate(images)[:len(examples)]
+        return np.concatenate(images)[: len(examples)]
 
     return generate

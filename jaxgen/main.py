@@ -22,11 +22,19 @@ from etils import epath
 FLAGS = flags.FLAGS
 
 
-flags.DEFINE_string('config', '', 'The recipe, for example configs/quickstart.py or configs/quickstart.py:tiny; '
-                    '--config.section.key=value overrides.')
+flags.DEFINE_string(
+    'config',
+    '',
+    'The recipe, for example configs/quickstart.py or configs/quickstart.py:tiny; '
+    '--config.section.key=value overrides.',
+)
 flags.DEFINE_string('mode', 'train', 'A job, or several with commas between: train, sample, evaluate, plan.')
-flags.DEFINE_string('workdir', '', 'Where the run lives; local or gs://. Default: runs/ and the name of the config.')
-flags.DEFINE_multi_string('prompt', [], 'sample: what to draw; repeatable. A class number where the recipe has labels.')
+flags.DEFINE_string(
+    'workdir', '', 'Where the run lives; local or gs://. Default: runs/ and the name of the config.'
+)
+flags.DEFINE_multi_string(
+    'prompt', [], 'sample: what to draw; repeatable. A class number where the recipe has labels.'
+)
 flags.DEFINE_string('prompts_file', '', 'sample: a file with one prompt a line.')
 flags.DEFINE_string('negative', '', 'sample: what guidance steers away from.')
 flags.DEFINE_integer('count', 1, 'sample: pictures of each prompt.')
@@ -68,8 +76,7 @@ def run(path: str, overrides: Sequence[str], mode: str, workdir: str, options: d
     from jaxgen import recipe
 
     built = recipe.build(config)
-    folder = epath.Path(workdir or f"runs/{os.path.basename(path).replace('.py', '').replace(':', '_')}")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = epath.Path(workdir or f'runs/{os.path.basename(path).replace(".py", "").replace(":", "_")}')
     for name, job in jobs.items():
         logging.getLogger('jaxgen').info('%s in %s', name, folder)
         given = {key: flag.value for key, flag in options.items() if key in inspect.signature(job).parameters}
@@ -140,7 +147,7 @@ def _quiet() -> None:
     log = logging.getLogger('jaxgen')
     log.setLevel(logging.INFO)
     log.propagate = False
-    log.handlers = [logging.StreamHandler()]
+    log.handlers = [logging.StreamHandler(sys.stdout)]
 
 
 def entry() -> None:
@@ -148,7 +155,15 @@ def entry() -> None:
     # absl knows only flags it was told of: overrides travel as plain arguments.
     overrides = [argument.lstrip('-') for argument in sys.argv[1:] if argument.startswith('--config.')]
     others = [argument for argument in sys.argv[1:] if not argument.startswith('--config.')]
-    app.run(main, [sys.argv[0], *others, *overrides])
+    app.run(main, [sys.argv[0], *others, *overrides], flags_parser=_parse)
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+    try:
+        return FLAGS(arguments)
+    except flags.Error as error:
+        print(f'jaxgen: {error}', file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == '__main__':

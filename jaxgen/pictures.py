@@ -12,8 +12,12 @@ MARGIN = 6
 LEAST_SIDE = 128
 
 
-def grid(images: Sequence[np.ndarray], captions: Sequence[str] = (), columns: int | None = None,
-         marks: Sequence[bool] = ()) -> np.ndarray:
+def grid(
+    images: Sequence[np.ndarray],
+    captions: Sequence[str] = (),
+    columns: int | None = None,
+    marks: Sequence[bool] = (),
+) -> np.ndarray:
     """One uint8 picture of all images, small ones enlarged without smoothing, captions under them.
 
     marks: a green or red frame around each image, right or wrong.

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgen import keys as random
+from jaxgen.objectives import Phase
 from jaxgen.recipe import Recipe, call
 from jaxgen.training import ema, optimizer, sharding
 from jaxgen.training.checkpoint import Checkpoints
@@ -58,26 +58,40 @@ class Program:
     def _fresh(self, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         params = self.recipe.init(random.fold(key, 'init'))
         trained = {name: params[name] for name in self.recipe.trained}
-        states = {phase.name: self.optimizers[phase.name].init(_of(phase, trained))
-                  for phase in self.recipe.objective.phases}
+        states = {
+            phase.name: self.optimizers[phase.name].init(_of(phase, trained))
+            for phase in self.recipe.objective.phases
+        }
         averages = {name: ema.init(params[name]) for name in self.recipe.averaged}
-        state = TrainState(trained, states, averages, self.recipe.objective.init(random.fold(key, 'objective')))
+        inner = self.recipe.objective.init(random.fold(key, 'objective'))
+        state = TrainState(trained, states, averages, inner)
         return state, {'networks': {name: tree for name, tree in params.items() if name not in trained}}
 
     @functools.cached_property
     def steps(self) -> dict[str, Callable]:
         """The jitted step of each phase; it takes over the state's memory."""
+        return {
+            phase.name: jax.jit(self._step(phase), donate_argnums=0, out_shardings=(self._where, None))
+            for phase in self.recipe.objective.phases
+        }
+
+    def _step(self, phase: Phase) -> Callable:
         train, average = self.recipe.train, self.recipe.ema
-        return {phase.name: jax.jit(make_step(phase, tuple(_of(phase, self.abstract.params)),
-                                              self.optimizers[phase.name], self.recipe.averaged, average.decay,
-                                              average.warmup, train.accumulate),
-                                    donate_argnums=0, out_shardings=(self._where, None))
-                for phase in self.recipe.objective.phases}
+        return make_step(
+            phase,
+            tuple(_of(phase, self.abstract.params)),
+            self.optimizers[phase.name],
+            self.recipe.averaged,
+            average.decay,
+            average.warmup,
+            train.accumulate,
+        )
 
     @functools.cached_property
     def held_out(self) -> Callable:
         """The jitted loss on held-out examples."""
-        return jax.jit(make_held_out(self.recipe.objective.held_out))
+        objective = self.recipe.objective
+        return jax.jit(make_held_out(objective.held_out or objective.phases[0].loss))
 
     @functools.cached_property
     def _where(self) -> Any:
@@ -87,8 +101,10 @@ class Program:
         """The shapes of a training batch made of such examples."""
         arrays = {'image': example['image'][None], **self.recipe.conditioner.arrays([example])}
         rows = sharding.batch_sharding(self.mesh)
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct((self.recipe.train.batch, *a.shape[1:]), a.dtype,
-                                                           sharding=rows), arrays)
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((self.recipe.train.batch, *a.shape[1:]), a.dtype, sharding=rows),
+            arrays,
+        )
 
 
 def assemble(recipe: Recipe, devices: Any = None) -> Program:
@@ -99,15 +115,29 @@ def assemble(recipe: Recipe, devices: Any = None) -> Program:
     for name, count in (('batch', train.batch), ('sample_batch', train.sample_batch)):
         parts = shards * (train.accumulate if name == 'batch' else 1)
         if count % parts:
-            raise ValueError(f'train.{name} is {count}; it must be a multiple of {parts}: {shards} shards of the '
-                             f'mesh{" x accumulate" if parts > shards else ""}.')
+            raise ValueError(
+                f'train.{name} is {count}; it must be a multiple of {parts}: {shards} shards of '
+                f'the mesh{" x accumulate" if parts > shards else ""}.'
+            )
     optimizers, schedules = {}, {}
+    common = dict(recipe.config['optimizer'])
+    by_phase = dict(common.pop('phases', {}))
     for phase in recipe.objective.phases:
-        settings = dict(recipe.config['optimizer'])
-        changes = settings.pop('phases', {}).get(phase.name, {})
-        built = call(optimizer.build, {**settings, **changes}, {'steps': train.steps}, 'optimizer')
+        settings = {**common, **by_phase.pop(phase.name, {})}
+        updates = updates_before(phase, train.steps)
+        built = call(optimizer.build, settings, {'steps': updates}, 'optimizer')
         optimizers[phase.name], schedules[phase.name] = built
+    if by_phase:
+        raise ValueError(
+            f"optimizer.phases has '{next(iter(by_phase))}', but the objective's phases are "
+            f'{", ".join(optimizers)}.'
+        )
     return Program(recipe, mesh, optimizers, schedules)
+
+
+def updates_before(phase: Phase, step: int) -> int:
+    """How often a phase has run before a step: the count that its schedule goes by."""
+    return sum(map(phase.when, range(step)))
 
 
 def load_params(program: Program, workdir: str, step: int | None = None, names: tuple[str, ...] = ()) -> dict:
@@ -118,8 +148,10 @@ def load_params(program: Program, workdir: str, step: int | None = None, names: 
     names = names or tuple(abstract.params)
     with Checkpoints(folder, read_only=True) as checkpoints:
         averaged = [name for name in names if name in recipe.averaged]
-        wanted = {'ema': {name: abstract.ema[name] for name in averaged},
-                  'params': {name: everything[name] for name in names if name not in averaged}}
+        wanted = {
+            'ema': {name: abstract.ema[name] for name in averaged},
+            'params': {name: everything[name] for name in names if name not in averaged},
+        }
         wanted = {group: trees for group, trees in wanted.items() if trees}
         stored = checkpoints.restore(step, wanted, partial=True)
     return {**stored.get('ema', {}), **stored.get('params', {})}
@@ -140,7 +172,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _of(phase: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+def _of(phase: Phase, params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: params[name] for name in phase.trains if name in params}
 
 

@@ -24,8 +24,14 @@ from jax import Array
 from jaxgen import keys as random
 from jaxgen.objectives import Objective
 
-ROOMS = {'data': 'data', 'tokenizer': 'tokenizers', 'conditioner': 'conditioning', 'model': 'models',
-         'objective': 'objectives', 'metric': 'metrics'}
+ROOMS = {
+    'data': 'data',
+    'tokenizer': 'tokenizers',
+    'conditioner': 'conditioning',
+    'model': 'models',
+    'objective': 'objectives',
+    'metric': 'metrics',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +95,16 @@ class Recipe:
         """Fresh parameters of every network."""
         resolution = self.config['data']['resolution']
         arrays = jax.tree.map(jnp.asarray, self.conditioner.arrays([blank_example(resolution)]))
-        params = {**self.conditioner.init(random.fold(key, 'conditioner'), arrays),
-                  **self.tokenizer.init(random.fold(key, 'tokenizer'))}
+        params = {
+            **self.conditioner.init(random.fold(key, 'conditioner'), arrays),
+            **self.tokenizer.init(random.fold(key, 'tokenizer')),
+        }
         cond = self.conditioner.embed(params, arrays, jnp.zeros(1, bool), key[None])
-        x, t = jnp.zeros((1, *self.tokenizer.latent)), jnp.zeros(1)
+        inputs = jnp.zeros((1, *self.tokenizer.latent)), jnp.zeros(1), cond
         for name, network in self.networks.items():
-            if network.module is not None:
-                params[name] = network.module.init(random.fold(key, name), x, t, cond)['params']
+            if network.module is not None:  # a network that reads something else says what, by `blank`
+                blank = getattr(network.module, 'blank', lambda *inputs: inputs)
+                params[name] = network.module.init(random.fold(key, name), *blank(*inputs))['params']
         return params
 
     @property
@@ -112,8 +121,11 @@ class Recipe:
     @property
     def rules(self) -> tuple:
         """All sharding rules, each bound to its network's parameters."""
-        return tuple((f'(^|/){name}/.*{pattern}', spec)
-                     for name, network in self.networks.items() for pattern, spec in network.rules)
+        return tuple(
+            (f'(^|/){name}/.*{pattern}', spec)
+            for name, network in self.networks.items()
+            for pattern, spec in network.rules
+        )
 
 
 def blank_example(resolution: int) -> dict[str, Any]:
@@ -139,8 +151,10 @@ def build(config: Mapping[str, Any]) -> Recipe:
         known['classes'] = source('train').description.classes
         config['conditioner'].pop('classes', None)
         if not known['classes']:
-            raise ValueError(f"data '{config['data']['name']}' has no classes; use a conditioner of captions, "
-                             'or data with class labels.')
+            raise ValueError(
+                f"data '{config['data']['name']}' has no classes; use a conditioner of "
+                'captions, or data with class labels.'
+            )
     known['conditioner'] = conditioner = part('conditioner', config, known)
     known.update(conditioner.provides)
     for section in ('path', 'prediction'):
@@ -150,13 +164,31 @@ def build(config: Mapping[str, Any]) -> Recipe:
     known['learned_variance'] = getattr(known.get('prediction'), 'learned_variance', False)
     known['networks'] = networks = _networks(config, known)
     objective = part('objective', config, known)
+    for phase in objective.phases:
+        for name in phase.trains:
+            if name not in networks:
+                raise ValueError(
+                    f"objective '{config['objective']['name']}' trains the network '{name}', which "
+                    f'the config does not have; it has {", ".join(networks) or "none"}.'
+                )
     sampler = part('sampler', config, known, config['sampler'].get('name')) if 'sampler' in config else None
     metric = part('metric', config, known) if 'metric' in config else None
-    return Recipe(config, call(Train, config['train'], {}, 'train'), call(Ema, config.get('ema', {}), {}, 'ema'),
-                  networks, tokenizer, conditioner, objective, sampler, metric, source)
+    train, ema = call(Train, config['train'], {}, 'train'), call(Ema, config.get('ema', {}), {}, 'ema')
+    return Recipe(config, train, ema, networks, tokenizer, conditioner, objective, sampler, metric, source)
 
 
-SECTIONS = (*ROOMS, 'sampler', 'path', 'prediction', 'networks', 'held_out', 'optimizer', 'ema', 'mesh', 'train')
+SECTIONS = (
+    *ROOMS,
+    'sampler',
+    'path',
+    'prediction',
+    'networks',
+    'held_out',
+    'optimizer',
+    'ema',
+    'mesh',
+    'train',
+)
 
 
 def part(section: str, config: Mapping[str, Any], known: Mapping[str, Any], room: str | None = None) -> Any:
@@ -182,8 +214,10 @@ def call(function: Callable, settings: Mapping[str, Any], known: Mapping[str, An
         if name not in arguments and parameter.default is inspect.Parameter.empty:
             raise ValueError(f'{where}.{name} is missing; set it in the config.')
         if name in settings and not _fits(settings[name], hints.get(name, Any)):
-            raise ValueError(f'{where}.{name} is {settings[name]!r}, a {type(settings[name]).__name__}; '
-                             f'it must be {_words(hints[name])}.')
+            raise ValueError(
+                f'{where}.{name} is {settings[name]!r}, a {type(settings[name]).__name__}; '
+                f'it must be {_words(hints[name])}.'
+            )
     return function(**arguments)
 
 
@@ -198,11 +232,15 @@ def _resolve(section: str, name: str | None, room: str | None = None) -> Callabl
     try:
         module = importlib.import_module(target)
     except ModuleNotFoundError as error:
-        if error.name is None or not target.startswith(error.name):
+        if not f'{target}.'.startswith(f'{error.name}.'):
             raise
-        raise ValueError(f"{section}.name is '{name}', but there is no module {target}."
-                         + _siblings(target)) from None
-    return getattr(module, attribute or 'build')
+        raise ValueError(
+            f"{section}.name is '{name}', but there is no module {target}." + _siblings(target)
+        ) from None
+    attribute = attribute or 'build'
+    if not hasattr(module, attribute):
+        raise ValueError(f"{section}.name is '{name}', but {target} has no '{attribute}'.")
+    return getattr(module, attribute)
 
 
 def _siblings(target: str) -> str:
@@ -213,7 +251,7 @@ def _siblings(target: str) -> str:
     import pkgutil
 
     names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
-    return f" There are: {', '.join(names)}."
+    return f' There are: {", ".join(names)}.'
 
 
 def _signature(section: str, config: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
@@ -222,6 +260,7 @@ def _signature(section: str, config: Mapping[str, Any]) -> Mapping[str, inspect.
 
 def _sources(config: Mapping[str, Any]) -> Callable[[str], Any]:
     opened: dict[str, Any] = {}
+    _known_keys(config.get('held_out', {}), _signature('data', config), 'section held_out')
 
     def source(split: str) -> Any:
         if split not in opened:
@@ -233,7 +272,8 @@ def _sources(config: Mapping[str, Any]) -> Callable[[str], Any]:
 
 
 def _networks(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Network]:
-    own = (*known['tokenizer'].trains, *known['conditioner'].trains, *(('model',) if 'model' in config else ()))
+    own = (*known['tokenizer'].trains, *known['conditioner'].trains)
+    own += ('model',) if 'model' in config else ()
     settings = {**{name: {} for name in own}, **config.get('networks', {})}
     networks = {}
     for name, section in settings.items():
@@ -241,6 +281,11 @@ def _networks(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, 
         module = section.pop('module', config['model'] if name == 'model' else None)
         if module is not None:
             module = part('model', {'model': module}, known)
+        elif name not in own:
+            raise ValueError(
+                f"networks has '{name}', which no part of this recipe holds (they are: "
+                f'{", ".join(own)}); give networks.{name}.module, or mend its name.'
+            )
         networks[name] = call(Network, section, {'module': module}, f'networks.{name}')
     return networks
 
@@ -257,8 +302,11 @@ def _known_keys(settings: Mapping[str, Any], valid: Any, where: str) -> None:
     for key in settings:
         if key not in valid:
             nearest = difflib.get_close_matches(key, list(valid), 1, 0)
-            raise ValueError(f"{where} has no key '{key}'; the nearest is '{nearest[0]}'." if nearest
-                             else f"{where} has no key '{key}'; it takes none.")
+            raise ValueError(
+                f"{where} has no key '{key}'; the nearest is '{nearest[0]}'."
+                if nearest
+                else f"{where} has no key '{key}'; it takes none."
+            )
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -271,7 +319,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return value is None
     if origin is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, origin) if origin in (str, bool, tuple, dict) else True
+    if origin in (str, bool, tuple, dict):
+        return isinstance(value, origin)
+    return hint is Any or not isinstance(value, str | int | float)  # a part, not the name of one
 
 
 def _words(hint: Any) -> str:

@@ -44,14 +44,16 @@ class Captions:
         """Token ids from 1 (0 is padding): UTF-8 bytes, or words by a stable hash into the vocabulary."""
         if self.tokens == 'bytes':
             return [1 + byte for byte in caption.encode()]
-        return [1 + zlib.crc32(word.encode()) % (self.vocabulary - 1) for word in WORD.findall(caption.lower())]
+        return [
+            1 + zlib.crc32(word.encode()) % (self.vocabulary - 1) for word in WORD.findall(caption.lower())
+        ]
 
     def arrays(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         """Padded ids and their mask; captions that are too long are cut."""
         ids = np.zeros((len(examples), self.length), np.int32)
         for row, example in zip(ids, examples):
-            known = self.ids(example['caption'])[:self.length]
-            row[:len(known)] = known
+            known = self.ids(example['caption'])[: self.length]
+            row[: len(known)] = known
         arrays = {'text_ids': ids, 'text_mask': ids > 0}
         if self.sizes:
             size = np.asarray([example.get('size') or example['image'].shape[:2] for example in examples])
@@ -74,8 +76,16 @@ class Captions:
         return {'caption': prompt}
 
 
-def build(tokens: str = 'words', vocabulary: int = 4096, length: int = 48, width: int = 256, depth: int = 2,
-          heads: int = 4, sizes: bool = False, dtype: str = 'float32') -> Captions:
+def build(
+    tokens: str = 'words',
+    vocabulary: int = 4096,
+    length: int = 48,
+    width: int = 256,
+    depth: int = 2,
+    heads: int = 4,
+    sizes: bool = False,
+    dtype: str = 'float32',
+) -> Captions:
     """Captions as 'words' (hashed into `vocabulary`) or 'bytes', read by `depth` transformer layers."""
     if tokens not in ('words', 'bytes'):
         raise ValueError(f"conditioner.tokens is '{tokens}'; it can be 'words' or 'bytes'.")

@@ -38,12 +38,14 @@ class Labels:
 
     def describe(self, example: Mapping[str, Any]) -> str:
         """A caption for pictures and records."""
-        return f"class {example['label']}"
+        return f'class {example["label"]}'
 
     def example(self, prompt: str) -> dict[str, Any]:
         """The example that a prompt from the command line stands for: a class number."""
         if not prompt.strip().isdigit():
-            raise ValueError(f"'{prompt}' is no label; this recipe is conditioned on class numbers: --label=3.")
+            raise ValueError(
+                f"'{prompt}' is no label; this recipe is conditioned on class numbers: --prompt=3."
+            )
         return {'label': int(prompt)}
 
 

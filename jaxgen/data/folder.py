@@ -23,9 +23,9 @@ from tqdm import tqdm
 from jaxgen.data import images
 from jaxgen.data.source import Description, Example, check_resolution, check_split, default_data_dir
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-METADATA = "metadata.jsonl"
-_SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "validation", "val")}
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+METADATA = 'metadata.jsonl'
+_SPLIT_FOLDERS = {'train': ('train',), 'test': ('test', 'validation', 'val')}
 _NO_PICTURE = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
 _THREADS = 16
 
@@ -80,56 +80,56 @@ class Folder:
             except _NO_PICTURE as error:
                 self._count(entry.name, error)
                 continue
-            example = {"image": images.crop(image, self.description.resolution, along)}
+            example = {'image': images.crop(image, self.description.resolution, along)}
             if entry.label is not None:
-                example["label"] = entry.label
+                example['label'] = entry.label
             if entry.caption is not None:
-                example["caption"] = entry.caption
+                example['caption'] = entry.caption
             return example
-        raise ValueError(f"no file of {str(self.root)!r} can be decoded")
+        raise ValueError(f'no file of {str(self.root)!r} can be decoded')
 
     def _count(self, name: str, error: Exception) -> None:
         with self._lock:
             if name not in self.unreadable:
-                logging.warning("cannot decode %s (%s); the next file stands in for it", name, error)
+                logging.warning('cannot decode %s (%s); the next file stands in for it', name, error)
                 self.unreadable.append(name)
             _check_unreadable(self.root, self.unreadable, self.most_unreadable)
 
 
 def _check_unreadable(root: epath.Path, names: Sequence[str], most: int) -> None:
     if len(names) > most:
-        shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+        shown = ', '.join(names[:5]) + (' ...' if len(names) > 5 else '')
         raise ValueError(
-            f"{len(names)} files of {str(root)!r} are no readable pictures ({shown}), and the limit is "
-            f"{most}; mend or remove them, or raise unreadable_limit"
+            f'{len(names)} files of {str(root)!r} are no readable pictures ({shown}), and the limit is '
+            f'{most}; mend or remove them, or raise unreadable_limit'
         )
 
 
-def _pictures(folder: epath.Path, below: str = "") -> list[str]:
+def _pictures(folder: epath.Path, below: str = '') -> list[str]:
     """Names of the picture files below a folder, relative to it, sorted."""
     names = []
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name.startswith("."):
+        if path.name.startswith('.'):
             continue
         if path.suffix.lower() in SUFFIXES:
             names.append(below + path.name)
         elif path.is_dir():
-            names += _pictures(path, f"{below}{path.name}/")
+            names += _pictures(path, f'{below}{path.name}/')
     return names
 
 
 def _captioned(root: epath.Path) -> list[Entry]:
     entries = []
-    for number, line in enumerate((root / METADATA).read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate((root / METADATA).read_text(encoding='utf-8').split('\n'), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            caption = row["text"] if "text" in row else row["caption"]
-            entries.append(Entry(str(row["file_name"]), caption=str(caption)))
+            caption = row['text'] if 'text' in row else row['caption']
+            entries.append(Entry(str(row['file_name']), caption=str(caption)))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"line {number} of {str(root / METADATA)!r} is {line[:80]!r}; each line is a JSON object "
+                f'line {number} of {str(root / METADATA)!r} is {line[:80]!r}; each line is a JSON object '
                 "with 'file_name' and 'text' (or 'caption')"
             ) from error
     return sorted(entries, key=lambda entry: entry.name)
@@ -137,15 +137,15 @@ def _captioned(root: epath.Path) -> list[Entry]:
 
 def _labelled(root: epath.Path) -> tuple[list[Entry], tuple[str, ...] | None]:
     names = _pictures(root)
-    if any("/" not in name for name in names):
+    if any('/' not in name for name in names):
         return [Entry(name) for name in names], None  # pictures without classes, as a tokenizer needs them
-    classes = tuple(sorted({name.split("/")[0] for name in names}))
-    return [Entry(name, label=classes.index(name.split("/")[0])) for name in names], classes
+    classes = tuple(sorted({name.split('/')[0] for name in names}))
+    return [Entry(name, label=classes.index(name.split('/')[0])) for name in names], classes
 
 
 def _split_root(path: epath.Path, split: str) -> tuple[epath.Path, bool]:
     """The folder that holds the split, and whether all of it is that split."""
-    folders = {child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")}
+    folders = {child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith('.')}
     known = {name for names in _SPLIT_FOLDERS.values() for name in names}
     if not folders or not folders <= known:
         return path, False
@@ -153,15 +153,15 @@ def _split_root(path: epath.Path, split: str) -> tuple[epath.Path, bool]:
         if name in folders:
             return path / name, True
     raise ValueError(
-        f"{str(path)!r} is divided into {sorted(folders)} and holds no {split!r}; add a folder "
-        f"{_SPLIT_FOLDERS[split][0]!r}, or put the classes right below the path to hold a part out"
+        f'{str(path)!r} is divided into {sorted(folders)} and holds no {split!r}; add a folder '
+        f'{_SPLIT_FOLDERS[split][0]!r}, or put the classes right below the path to hold a part out'
     )
 
 
 def _has_good_header(path: epath.Path) -> bool:
     if not path.exists():
         return False
-    with path.open("rb") as file:
+    with path.open('rb') as file:
         try:
             with Image.open(file) as image:
                 image.verify()
@@ -174,39 +174,39 @@ def _signature(root: epath.Path, names: Sequence[str]) -> str:
     """Changes when the files do. Sizes and times are asked for only where that costs no network call each."""
     digest = hashlib.sha256(str(root).encode())
     for name in names:
-        digest.update(f"\n{name}".encode())
-        if "://" not in str(root) and (root / name).exists():
+        digest.update(f'\n{name}'.encode())
+        if '://' not in str(root) and (root / name).exists():
             stat = (root / name).stat()
-            digest.update(f" {stat.length} {stat.mtime}".encode())
+            digest.update(f' {stat.length} {stat.mtime}'.encode())
     return digest.hexdigest()[:24]
 
 
 def _unreadable(root: epath.Path, names: Sequence[str], data_dir: str) -> list[str]:
     """Names of the files that are no pictures by their header; looked up once for a state of the folder."""
-    known = epath.Path(data_dir).expanduser() / "folder" / f"{_signature(root, names)}.json"
+    known = epath.Path(data_dir).expanduser() / 'folder' / f'{_signature(root, names)}.json'
     if known.exists():
         return json.loads(known.read_text())
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         good = pool.map(lambda name: _has_good_header(root / name), names)
-        bar = tqdm(zip(names, good, strict=True), "checking pictures", len(names), disable=len(names) < 1000)
+        bar = tqdm(zip(names, good, strict=True), 'checking pictures', len(names), disable=len(names) < 1000)
         bad = [name for name, fine in bar if not fine]
     known.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = known.with_name(f"{known.name}.{threading.get_native_id()}.unfinished")
+    unfinished = known.with_name(f'{known.name}.{threading.get_native_id()}.unfinished')
     unfinished.write_text(json.dumps(bad))
     unfinished.replace(known)
     return bad
 
 
 def _is_held_out(name: str, holdout: float) -> bool:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") < holdout * 2**48
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], 'big') < holdout * 2**48
 
 
 def build(
     path: str,
-    split: str = "train",
+    split: str = 'train',
     resolution: int = 256,
     captions: bool | None = None,
-    crop: str = "centre",
+    crop: str = 'centre',
     holdout: float = 0.05,
     unreadable_limit: float = 0.01,
     data_dir: str | None = None,
@@ -218,18 +218,18 @@ def build(
     """
     check_split(split)
     check_resolution(resolution)
-    if crop not in ("centre", "random"):
+    if crop not in ('centre', 'random'):
         raise ValueError(f"crop is {crop!r}; choose 'centre' or 'random'")
     if not 0 <= holdout < 1:
-        raise ValueError(f"holdout is {holdout}; give a part of the files within [0, 1)")
+        raise ValueError(f'holdout is {holdout}; give a part of the files within [0, 1)')
     folder = epath.Path(path).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {path!r}; give the folder that holds the pictures")
+        raise ValueError(f'there is no folder {path!r}; give the folder that holds the pictures')
     root, whole = _split_root(folder, split)
     has_metadata = (root / METADATA).exists()
     if captions and not has_metadata:
         raise ValueError(
-            f"captions are wanted and {str(root)!r} has no {METADATA}; write one with a line "
+            f'captions are wanted and {str(root)!r} has no {METADATA}; write one with a line '
             '{"file_name": ..., "text": ...} for each picture'
         )
     said = has_metadata if captions is None else captions
@@ -238,17 +238,17 @@ def build(
     most = int(unreadable_limit * len(entries))
     _check_unreadable(root, bad, most)
     if bad:
-        logging.warning("%d files of %s are no pictures and left out: %s", len(bad), root, ", ".join(bad[:5]))
+        logging.warning('%d files of %s are no pictures and left out: %s', len(bad), root, ', '.join(bad[:5]))
     left_out = set(bad)
     entries = [
         entry
         for entry in entries
-        if entry.name not in left_out and (whole or _is_held_out(entry.name, holdout) == (split == "test"))
+        if entry.name not in left_out and (whole or _is_held_out(entry.name, holdout) == (split == 'test'))
     ]
     if not entries:
         raise ValueError(
-            f"{str(root)!r} has no picture for {split!r} with holdout={holdout}; pictures end in "
-            f"{', '.join(SUFFIXES)}"
+            f'{str(root)!r} has no picture for {split!r} with holdout={holdout}; pictures end in '
+            f'{", ".join(SUFFIXES)}'
         )
     description = Description(resolution, len(classes) if classes else None, said, classes)
-    return Folder(root, entries, description, crop == "random", bad, most)
+    return Folder(root, entries, description, crop == 'random', bad, most)

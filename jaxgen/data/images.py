@@ -18,15 +18,15 @@ def decode(data: bytes) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode as RGB: 16 bits keep their upper 8, what is see-through is laid on white."""
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode.startswith('I') or image.mode == 'F':
         values = np.asarray(image).astype(np.float64)
         # Pillow's own conversion would clip at 255 and leave a white picture.
-        scale = 257.0 if image.mode.startswith("I") else 1.0
-        return Image.fromarray(np.clip(np.round(values / scale), 0, 255).astype(np.uint8)).convert("RGB")
+        scale = 257.0 if image.mode.startswith('I') else 1.0
+        return Image.fromarray(np.clip(np.round(values / scale), 0, 255).astype(np.uint8)).convert('RGB')
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        image = image.convert('RGBA')
+        return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
+    return image.convert('RGB')
 
 
 def fit(image: Image.Image, resolution: int) -> Image.Image:

@@ -25,7 +25,7 @@ def _reader(source: Source, train: bool, flip: bool) -> Callable[[int, np.random
         # Drawn first, so that a source that draws more or less changes no flip.
         mirrored = train and flip and rng.random() < 0.5
         example = source.augmented(index, rng) if augment else source[index]
-        return example | {"image": example["image"][:, ::-1]} if mirrored else example
+        return example | {'image': example['image'][:, ::-1]} if mirrored else example
 
     return read
 
@@ -33,9 +33,9 @@ def _reader(source: Source, train: bool, flip: bool) -> Callable[[int, np.random
 def _collate(arrays: Arrays | None) -> Callable[[Sequence[Example]], Batch]:
     def collate(examples: Sequence[Example]) -> Batch:
         # np.stack copies: the device may alias a batch's memory, so that no batch may share any.
-        batch = {"image": np.stack([example["image"] for example in examples])}
+        batch = {'image': np.stack([example['image'] for example in examples])}
         more = {} if arrays is None else arrays(examples)
-        if "image" in more:
+        if 'image' in more:
             raise ValueError("the arrays hold 'image', which is the picture's name; name them otherwise")
         return batch | more
 
@@ -61,13 +61,13 @@ def batches(
     flipped, again from the first after the last. `threads=0` reads in the calling thread.
     """
     if len(source) == 0:
-        raise ValueError("the source holds no examples; check its path and split")
+        raise ValueError('the source holds no examples; check its path and split')
     if batch < 1 or batch % processes:
-        raise ValueError(f"a batch of {batch} for {processes} processes; give a multiple of {processes}")
+        raise ValueError(f'a batch of {batch} for {processes} processes; give a multiple of {processes}')
     if not 0 <= process < processes:
-        raise ValueError(f"process {process} of {processes}; count processes from 0")
+        raise ValueError(f'process {process} of {processes}; count processes from 0')
     if start_step < 0 or threads < 0:
-        raise ValueError(f"start_step={start_step} and threads={threads}; neither may be negative")
+        raise ValueError(f'start_step={start_step} and threads={threads}; neither may be negative')
     local = batch // processes
     dataset = grain.MapDataset.range(len(source)).seed(seed)
     if train:

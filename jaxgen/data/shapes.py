@@ -39,21 +39,21 @@ class Shapes:
             return dict(kept)
         record = self.records[index]
         example = {
-            "image": images.crop(images.decode(record["image"]), self.description.resolution),
-            "caption": record["caption"].decode(),
-            "label": int(record["label"]),
+            'image': images.crop(images.decode(record['image']), self.description.resolution),
+            'caption': record['caption'].decode(),
+            'label': int(record['label']),
         }
         if self._pictures is not None:
             with self._lock:
-                self._pictures[index] = example["image"]
-                example["image"] = self._pictures[index]
-                example["image"].flags.writeable = False
+                self._pictures[index] = example['image']
+                example['image'] = self._pictures[index]
+                example['image'].flags.writeable = False
                 self._kept[index] = example
         return dict(example)
 
 
 def build(
-    split: str = "train",
+    split: str = 'train',
     resolution: int = 32,
     examples: int = 20_000,
     test_examples: int = 2_000,
@@ -69,10 +69,10 @@ def build(
     check_resolution(resolution, least=16)
     low, high = objects
     if not 1 <= low <= high <= len(PLACES):
-        raise ValueError(f"objects={tuple(objects)}; give the fewest and the most, within 1 to {len(PLACES)}")
+        raise ValueError(f'objects={tuple(objects)}; give the fewest and the most, within 1 to {len(PLACES)}')
     if min(examples, test_examples) < 1:
-        raise ValueError(f"examples={examples} and test_examples={test_examples}; each must be 1 or more")
+        raise ValueError(f'examples={examples} and test_examples={test_examples}; each must be 1 or more')
     sizes = Sizes(resolution, examples, test_examples, (low, high), seed)
     builder = prepare(default_data_dir() if data_dir is None else data_dir, sizes)
-    records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    records = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
     return Shapes(records, resolution)

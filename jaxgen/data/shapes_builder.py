@@ -32,29 +32,29 @@ class Sizes:
     @property
     def name(self) -> str:
         low, high = self.objects
-        return f"{self.resolution}px_{self.train}_{self.test}_objects{low}to{high}_seed{self.seed}"
+        return f'{self.resolution}px_{self.train}_{self.test}_objects{low}to{high}_seed{self.seed}'
 
 
 def draw(sizes: Sizes, split: str, index: int) -> Example:
     """Example `index` of a split: a function of the seed, the split and the index alone."""
-    rng = np.random.default_rng((sizes.seed, ("train", "test").index(split), index))
+    rng = np.random.default_rng((sizes.seed, ('train', 'test').index(split), index))
     low, high = sizes.objects
     scene = shapes_scene.draw_scene(rng, split, int(rng.integers(low, high + 1)))
     return {
-        "caption": shapes_scene.caption(scene, int(rng.integers(shapes_scene.WORDINGS))),
-        "label": shapes_scene.label(scene),
-        "image": shapes_draw.render(scene, sizes.resolution, rng),
+        'caption': shapes_scene.caption(scene, int(rng.integers(shapes_scene.WORDINGS))),
+        'label': shapes_scene.label(scene),
+        'image': shapes_draw.render(scene, sizes.resolution, rng),
     }
 
 
 class JaxgenShapes(tfds.core.GeneratorBasedBuilder):
     """Captioned pictures of coloured shapes; 'test' shows combinations that 'train' never shows."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version('1.0.0')
 
     def __init__(self, sizes: Sizes, data_dir: str):
         self.sizes = sizes
-        super().__init__(data_dir=data_dir, file_format="array_record")
+        super().__init__(data_dir=data_dir, file_format='array_record')
 
     def get_default_builder_config(self) -> tfds.core.BuilderConfig:
         """The configuration by whose name the data set lies on disk."""
@@ -63,9 +63,9 @@ class JaxgenShapes(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         side = self.sizes.resolution
         features = {
-            "image": tfds.features.Image(shape=(side, side, 3), encoding_format="png"),
-            "caption": tfds.features.Text(),
-            "label": tfds.features.ClassLabel(names=shapes_scene.LABEL_NAMES),
+            'image': tfds.features.Image(shape=(side, side, 3), encoding_format='png'),
+            'caption': tfds.features.Text(),
+            'label': tfds.features.ClassLabel(names=shapes_scene.LABEL_NAMES),
         }
         # In the order of the indices, so that a smaller data set is the beginning of a larger one.
         return tfds.core.DatasetInfo(
@@ -76,32 +76,32 @@ class JaxgenShapes(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        return {split: self._generate_examples(split) for split in ("train", "test")}
+        return {split: self._generate_examples(split) for split in ('train', 'test')}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, Example]]:
         for index in range(getattr(self.sizes, split)):
             example = draw(self.sizes, split, index)
             png = io.BytesIO()
-            Image.fromarray(example["image"]).save(png, "png")
-            yield index, example | {"image": png.getvalue()}
+            Image.fromarray(example['image']).save(png, 'png')
+            yield index, example | {'image': png.getvalue()}
 
 
 @contextlib.contextmanager
 def _alone(data_dir: epath.Path) -> Iterator[None]:
     """Keeps other processes of this machine out; elsewhere (gs://) the renaming alone must do."""
-    if "://" in str(data_dir):
+    if '://' in str(data_dir):
         yield
         return
     data_dir.mkdir(parents=True, exist_ok=True)
-    with open(data_dir / "jaxgen_shapes.lock", "w") as lock:
+    with open(data_dir / 'jaxgen_shapes.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _clear_unfinished(folder: epath.Path) -> None:
     """Removes what a killed process left; on a bucket it may be another host's work, and stays."""
-    if "://" not in str(folder) and folder.exists():
-        for left in folder.glob("incomplete.*"):
+    if '://' not in str(folder) and folder.exists():
+        for left in folder.glob('incomplete.*'):
             left.rmtree()
 
 

@@ -16,18 +16,18 @@ STRETCH = 0.03  # how far, as a part of itself, a shape's extent may differ from
 SUPERSAMPLING = 4
 
 # What part of its bounding square a shape covers, and how far below the square's middle its centroid lies.
-FILL = {"circle": np.pi / 4, "square": 1.0, "triangle": 0.5, "cross": 2 * ARM - ARM**2}
-DROP = {"circle": 0.0, "square": 0.0, "triangle": 1 / 6, "cross": 0.0}
+FILL = {'circle': np.pi / 4, 'square': 1.0, 'triangle': 0.5, 'cross': 2 * ARM - ARM**2}
+DROP = {'circle': 0.0, 'square': 0.0, 'triangle': 1 / 6, 'cross': 0.0}
 
 
 def _inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Which points are in the shape whose bounding square is [-1, 1] x [-1, 1], y downwards."""
-    if shape == "circle":
+    if shape == 'circle':
         return x**2 + y**2 <= 1
     within = (np.abs(x) <= 1) & (np.abs(y) <= 1)
-    if shape == "square":
+    if shape == 'square':
         return within
-    if shape == "triangle":
+    if shape == 'triangle':
         return within & (2 * np.abs(x) <= y + 1)
     return within & ((np.abs(x) <= ARM) | (np.abs(y) <= ARM))
 

@@ -12,30 +12,30 @@ import re
 import numpy as np
 
 COLOURS = {
-    "red": (225, 35, 40),
-    "orange": (245, 130, 20),
-    "yellow": (250, 230, 70),
-    "green": (45, 175, 65),
-    "cyan": (70, 215, 230),
-    "blue": (50, 90, 235),
-    "purple": (165, 55, 190),
-    "white": (245, 245, 245),
+    'red': (225, 35, 40),
+    'orange': (245, 130, 20),
+    'yellow': (250, 230, 70),
+    'green': (45, 175, 65),
+    'cyan': (70, 215, 230),
+    'blue': (50, 90, 235),
+    'purple': (165, 55, 190),
+    'white': (245, 245, 245),
 }
-BACKGROUNDS = {"black": (16, 16, 18), "grey": (84, 84, 88), "navy": (16, 24, 92), "brown": (74, 44, 24)}
-SHAPES = ("circle", "square", "triangle", "cross")
-SIZES = {"small": 0.19, "large": 0.29}  # extent of the bounding square, as a part of the picture's side
+BACKGROUNDS = {'black': (16, 16, 18), 'grey': (84, 84, 88), 'navy': (16, 24, 92), 'brown': (74, 44, 24)}
+SHAPES = ('circle', 'square', 'triangle', 'cross')
+SIZES = {'small': 0.19, 'large': 0.29}  # extent of the bounding square, as a part of the picture's side
 PLACES = {  # middle of the place, (x, y) as parts of the picture's side
-    "top left": (0.16, 0.16),
-    "top": (0.5, 0.16),
-    "top right": (0.84, 0.16),
-    "left": (0.16, 0.5),
-    "centre": (0.5, 0.5),
-    "right": (0.84, 0.5),
-    "bottom left": (0.16, 0.84),
-    "bottom": (0.5, 0.84),
-    "bottom right": (0.84, 0.84),
+    'top left': (0.16, 0.16),
+    'top': (0.5, 0.16),
+    'top right': (0.84, 0.16),
+    'left': (0.16, 0.5),
+    'centre': (0.5, 0.5),
+    'right': (0.84, 0.5),
+    'bottom left': (0.16, 0.84),
+    'bottom': (0.5, 0.84),
+    'bottom right': (0.84, 0.84),
 }
-LABEL_NAMES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
+LABEL_NAMES = tuple(f'{colour} {shape}' for shape in SHAPES for colour in COLOURS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +62,15 @@ def held_out(colour: str, shape: str, place: str) -> bool:
 
 
 COMBINATIONS = {
-    split: tuple(c for c in itertools.product(COLOURS, SHAPES, PLACES) if held_out(*c) == (split == "test"))
-    for split in ("train", "test")
+    split: tuple(c for c in itertools.product(COLOURS, SHAPES, PLACES) if held_out(*c) == (split == 'test'))
+    for split in ('train', 'test')
 }
 
 
 def draw_scene(rng: np.random.Generator, split: str, count: int) -> Scene:
     """A random scene of `count` objects; in 'test' every object is held out, in 'train' none is."""
     if not 1 <= count <= len(PLACES):
-        raise ValueError(f"a scene of {count} objects; there is room for 1 to {len(PLACES)}")
+        raise ValueError(f'a scene of {count} objects; there is room for 1 to {len(PLACES)}')
     objects: list[Object] = []
     while len(objects) < count:
         taken = {thing.place for thing in objects}
@@ -83,20 +83,20 @@ def draw_scene(rng: np.random.Generator, split: str, count: int) -> Scene:
 def label(scene: Scene) -> int:
     """The class of a scene: the colour and shape of its first object, as an index of LABEL_NAMES."""
     first = scene.objects[0]
-    return LABEL_NAMES.index(f"{first.colour} {first.shape}")
+    return LABEL_NAMES.index(f'{first.colour} {first.shape}')
 
 
 _FRAMES = (
-    "{objects} on a {background} background",
-    "on a {background} background, {objects}",
-    "a {background} picture with {objects}",
-    "{background} background: {objects}",
+    '{objects} on a {background} background',
+    'on a {background} background, {objects}',
+    'a {background} picture with {objects}',
+    '{background} background: {objects}',
 )
 _PHRASES = (
-    "a {size} {colour} {shape} at the {place}",
-    "a {size} {colour} {shape} ({place})",
-    "at the {place} a {size} {colour} {shape}",
-    "one {colour} {shape}, {size}, at the {place}",
+    'a {size} {colour} {shape} at the {place}',
+    'a {size} {colour} {shape} ({place})',
+    'at the {place} a {size} {colour} {shape}',
+    'one {colour} {shape}, {size}, at the {place}',
 )
 WORDINGS = len(_FRAMES) * len(_PHRASES)
 
@@ -105,19 +105,19 @@ def caption(scene: Scene, wording: int = 0) -> str:
     """The scene in words; `wording` is one of WORDINGS ways to say it."""
     frame, phrase = _FRAMES[wording // len(_PHRASES)], _PHRASES[wording % len(_PHRASES)]
     said = [phrase.format(**vars(thing)) for thing in scene.objects]
-    listed = said[0] if len(said) == 1 else ", ".join(said[:-1]) + " and " + said[-1]
+    listed = said[0] if len(said) == 1 else ', '.join(said[:-1]) + ' and ' + said[-1]
     return frame.format(objects=listed, background=scene.background)
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    template = template.replace("(", r"\(").replace(")", r"\)")
-    words = {"size": SIZES, "colour": COLOURS, "shape": SHAPES, "place": PLACES, "background": BACKGROUNDS}
+    template = template.replace('(', r'\(').replace(')', r'\)')
+    words = {'size': SIZES, 'colour': COLOURS, 'shape': SHAPES, 'place': PLACES, 'background': BACKGROUNDS}
     # The longest name first, or 'top' would be read out of 'top left'.
     groups = {
-        name: f"(?P<{name}>{'|'.join(sorted(choices, key=len, reverse=True))})"
+        name: f'(?P<{name}>{"|".join(sorted(choices, key=len, reverse=True))})'
         for name, choices in words.items()
     }
-    return re.compile(template.format(objects="(?P<objects>.+)", **groups))
+    return re.compile(template.format(objects='(?P<objects>.+)', **groups))
 
 
 _FRAME_PATTERNS = tuple(_pattern(frame) for frame in _FRAMES)
@@ -130,8 +130,8 @@ def parse(text: str) -> Scene:
         frame = _FRAME_PATTERNS[wording // len(_PHRASES)].fullmatch(text)
         if frame is None:
             continue
-        found = _PHRASE_PATTERNS[wording % len(_PHRASES)].finditer(frame["objects"])
-        scene = Scene(frame["background"], tuple(Object(**match.groupdict()) for match in found))
+        found = _PHRASE_PATTERNS[wording % len(_PHRASES)].finditer(frame['objects'])
+        scene = Scene(frame['background'], tuple(Object(**match.groupdict()) for match in found))
         if scene.objects and caption(scene, wording) == text:
             return scene
     raise ValueError(
@@ -139,4 +139,4 @@ def parse(text: str) -> Scene:
     )
 
 
-_EXAMPLE = Scene("black", (Object("large", "red", "circle", "top left"),))
+_EXAMPLE = Scene('black', (Object('large', 'red', 'circle', 'top left'),))

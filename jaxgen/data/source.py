@@ -43,16 +43,16 @@ class Augmenting(Protocol):
 
 def check_split(split: str) -> None:
     """Refuses a split other than 'train' and 'test'."""
-    if split not in ("train", "test"):
+    if split not in ('train', 'test'):
         raise ValueError(f"split is {split!r}; choose 'train' or 'test'")
 
 
 def check_resolution(resolution: int, least: int = 1) -> None:
     """Refuses a resolution that no picture can have."""
     if resolution < least:
-        raise ValueError(f"resolution is {resolution}; give a number of pixels of {least} or more")
+        raise ValueError(f'resolution is {resolution}; give a number of pixels of {least} or more')
 
 
 def default_data_dir() -> str:
     """Where data sets lie when nothing says otherwise: $JAXGEN_DATA_DIR, else ~/.cache/jaxgen."""
-    return os.environ.get("JAXGEN_DATA_DIR") or os.path.join("~", ".cache", "jaxgen")
+    return os.environ.get('JAXGEN_DATA_DIR') or os.path.join('~', '.cache', 'jaxgen')

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxgen.data.source import Description, Example, check_resolution, check_split
 
-WORDS = ("a", "painting", "of", "the", "sea", "with", "two", "ships", "under", "clouds", "at", "night")
+WORDS = ('a', 'painting', 'of', 'the', 'sea', 'with', 'two', 'ships', 'under', 'clouds', 'at', 'night')
 _LONGEST = 24  # words of a caption
 
 
@@ -23,19 +23,19 @@ class Synthetic:
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < self.examples:
-            raise IndexError(f"example {index} of {self.examples}")
+            raise IndexError(f'example {index} of {self.examples}')
         rng = np.random.default_rng((*self.key, index))
         side = self.description.resolution
-        example: Example = {"image": rng.integers(0, 256, (side, side, 3), np.uint8)}
+        example: Example = {'image': rng.integers(0, 256, (side, side, 3), np.uint8)}
         if self.description.classes is not None:
-            example["label"] = int(rng.integers(self.description.classes))
+            example['label'] = int(rng.integers(self.description.classes))
         if self.description.captions:
-            example["caption"] = " ".join(rng.choice(WORDS, rng.integers(1, _LONGEST + 1)))
+            example['caption'] = ' '.join(rng.choice(WORDS, rng.integers(1, _LONGEST + 1)))
         return example
 
 
 def build(
-    split: str = "train",
+    split: str = 'train',
     resolution: int = 256,
     classes: int | None = 1000,
     captions: bool = True,
@@ -46,5 +46,5 @@ def build(
     check_split(split)
     check_resolution(resolution)
     if examples < 1 or (classes is not None and classes < 1):
-        raise ValueError(f"examples={examples} and classes={classes}; each must be 1 or more")
-    return Synthetic(Description(resolution, classes, captions), examples, (seed, int(split == "test")))
+        raise ValueError(f'examples={examples} and classes={classes}; each must be 1 or more')
+    return Synthetic(Description(resolution, classes, captions), examples, (seed, int(split == 'test')))

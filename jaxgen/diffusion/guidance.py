@@ -13,15 +13,22 @@ from jaxgen.diffusion.denoiser import At, Condition, Denoiser, Memory
 from jaxgen.diffusion.prediction import Estimate
 
 
-def guided(denoiser: Denoiser, scale: Array, low: Array = 0.0, high: Array = 1.0, rescale: Array = 0.0,
-           channels: int | None = None) -> Denoiser:
+def guided(
+    denoiser: Denoiser,
+    scale: Array,
+    low: Array = 0.0,
+    high: Array = 1.0,
+    rescale: Array = 0.0,
+    channels: int | None = None,
+) -> Denoiser:
     """Guide by `scale` where low <= t <= high; `channels`: only the first so many, as DiT samples."""
 
     def init(x: Array, cond: tuple[Condition, Condition]) -> Memory:
         return denoiser.init(*_twice((x, x), cond))
 
-    def denoise(x: Array, t: Array, cond: tuple[Condition, Condition], memory: Memory, at: At
-                ) -> tuple[Estimate, Memory]:
+    def denoise(
+        x: Array, t: Array, cond: tuple[Condition, Condition], memory: Memory, at: At
+    ) -> tuple[Estimate, Memory]:
         active = (t[0] >= low) & (t[0] <= high) & (jnp.asarray(scale) != 1)
 
         def with_null() -> tuple[Estimate, Memory]:
@@ -40,8 +47,9 @@ def guided(denoiser: Denoiser, scale: Array, low: Array = 0.0, high: Array = 1.0
     return Denoiser(init, denoise)
 
 
-def combine(positive: Estimate, negative: Estimate, scale: Array, rescale: Array = 0.0,
-            channels: int | None = None) -> Estimate:
+def combine(
+    positive: Estimate, negative: Estimate, scale: Array, rescale: Array = 0.0, channels: int | None = None
+) -> Estimate:
     """negative + scale (positive - negative), in the network's own prediction."""
     output = negative.output + scale * (positive.output - negative.output)
     if channels is not None:

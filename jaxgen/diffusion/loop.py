@@ -17,9 +17,17 @@ from jaxgen.diffusion.solvers import Solver, State
 Spacing = Callable[[Array, Array], Array]
 
 
-def solve(denoiser: Denoiser, solver: Solver, spacing: Spacing, steps: Array | int, x: Array,
-          cond: Condition, keys: Array, keep: Callable[[Array, Array], Array] = lambda x, t: x,
-          first: Array | int = 0) -> Array:
+def solve(
+    denoiser: Denoiser,
+    solver: Solver,
+    spacing: Spacing,
+    steps: Array | int,
+    x: Array,
+    cond: Condition,
+    keys: Array,
+    keep: Callable[[Array, Array], Array] = lambda x, t: x,
+    first: Array | int = 0,
+) -> Array:
     """Walk x from spacing(first) to spacing(steps); `keep(x, t)` repaints what is known after each step."""
 
     def body(i: Array, state: State) -> State:

@@ -151,8 +151,14 @@ class VarianceExploding:
 BETAS = ('linear', 'scaled_linear', 'cosine')
 
 
-def build(name: str = 'linear', betas: str = 'linear', train_steps: int = 1000, beta_start: float = 1e-4,
-          beta_end: float = 2e-2, sigma_max: float = 80.0) -> Path:
+def build(
+    name: str = 'linear',
+    betas: str = 'linear',
+    train_steps: int = 1000,
+    beta_start: float = 1e-4,
+    beta_end: float = 2e-2,
+    sigma_max: float = 80.0,
+) -> Path:
     """A path by name: 'linear', 'gvp', 'vp' (with its betas) or 've'."""
     if name == 'linear':
         return Linear()

@@ -151,8 +151,13 @@ class Estimate:
         return -self.noise / jnp.maximum(self.sigma, TINY)
 
 
-def build(output: str = 'velocity', time: str = 'thousand', learned_variance: bool = False,
-          sigma_data: float = 0.5, path: Path | None = None) -> Prediction:
+def build(
+    output: str = 'velocity',
+    time: str = 'thousand',
+    learned_variance: bool = False,
+    sigma_data: float = 0.5,
+    path: Path | None = None,
+) -> Prediction:
     """A checked Prediction; `path` is the recipe's, to refuse what does not fit it."""
     if output not in OUTPUTS:
         raise ValueError(f"prediction.output is '{output}'; it can be one of {', '.join(OUTPUTS)}.")
@@ -160,9 +165,13 @@ def build(output: str = 'velocity', time: str = 'thousand', learned_variance: bo
         raise ValueError(f"prediction.time is '{time}'; it can be one of {', '.join(TIMES)}.")
     discrete = hasattr(path, 'train_steps')
     if path is not None and time == 'steps' and not discrete:
-        raise ValueError("prediction.time 'steps' needs a path with training steps: set path.name='vp', "
-                         "or prediction.time='thousand'.")
+        raise ValueError(
+            "prediction.time 'steps' needs a path with training steps: set path.name='vp', "
+            "or prediction.time='thousand'."
+        )
     if path is not None and learned_variance and not (discrete and output == 'noise'):
-        raise ValueError("prediction.learned_variance needs path.name='vp' and prediction.output='noise', "
-                         f"not output '{output}'; set learned_variance=False.")
+        raise ValueError(
+            "prediction.learned_variance needs path.name='vp' and prediction.output='noise', "
+            f"not output '{output}'; set learned_variance=False."
+        )
     return Prediction(output, time, learned_variance, sigma_data)

@@ -18,7 +18,6 @@ from jaxgen.diffusion.path import Path, interpolate
 from jaxgen.diffusion.prediction import Prediction
 from jaxgen.diffusion.solvers import Solver
 
-
 KNOBS = ('steps', 'guidance', 'low', 'high', 'rescale', 'shift')
 
 
@@ -41,12 +40,15 @@ class DiffusionSampler:
             raise ValueError(f"the diffusion sampler has no knob '{unknown[0]}'; it has {', '.join(KNOBS)}.")
         values = dict(zip(KNOBS, self.defaults)) | changes
         if values['steps'] < 1:
-            raise ValueError(f"steps is {values['steps']}; sampling needs at least 1.")
-        return {name: jnp.asarray(value, jnp.int32 if name == 'steps' else jnp.float32)
-                for name, value in values.items()}
+            raise ValueError(f'steps is {values["steps"]}; sampling needs at least 1.')
+        return {
+            name: jnp.asarray(value, jnp.int32 if name == 'steps' else jnp.float32)
+            for name, value in values.items()
+        }
 
     def denoiser(self, params: Mapping[str, Any]) -> Denoiser:
         """The plain denoiser of the recipe's network."""
+
         def network(x: Array, t: Array, cond: Any) -> tuple:
             return self.network(params['model'], x, t, cond)
 
@@ -54,8 +56,14 @@ class DiffusionSampler:
 
     def sample(self, params: Mapping[str, Any], request: Request, knobs: Mapping[str, Array]) -> Array:
         """Latents of the sampler's shape, one for each of the request's keys."""
-        denoiser = guided(self.denoiser(params), knobs['guidance'], knobs['low'], knobs['high'],
-                          knobs['rescale'], self.guided_channels)
+        denoiser = guided(
+            self.denoiser(params),
+            knobs['guidance'],
+            knobs['low'],
+            knobs['high'],
+            knobs['rescale'],
+            self.guided_channels,
+        )
         return self.walk(denoiser, (request.cond, request.null), request, knobs)
 
     def walk(self, denoiser: Denoiser, cond: Any, request: Request, knobs: Mapping[str, Array]) -> Array:
@@ -77,11 +85,24 @@ class DiffusionSampler:
         return loop.solve(denoiser, self.solver, space, steps, x, cond, request.keys, keep, first)
 
 
-def build(networks: Mapping[str, Any], path: Path, prediction: Prediction, solver: Solver,
-          latent: tuple[int, ...], steps: int = 50, guidance: float = 1.0, low: float = 0.0, high: float = 1.0, rescale: float = 0.0,
-          shift: float = 1.0, guided_channels: int | None = None) -> DiffusionSampler:
+def build(
+    networks: Mapping[str, Any],
+    path: Path,
+    prediction: Prediction,
+    solver: Solver,
+    latent: tuple[int, ...],
+    steps: int = 50,
+    guidance: float = 1.0,
+    low: float = 0.0,
+    high: float = 1.0,
+    rescale: float = 0.0,
+    shift: float = 1.0,
+    guided_channels: int | None = None,
+) -> DiffusionSampler:
     """The sampler of a recipe; the last six settings are defaults of traced knobs."""
     if not (0 <= low <= high <= 1 and math.isfinite(guidance)):
         raise ValueError(f'the guidance interval is [{low}, {high}]; it must lie in [0, 1], low first.')
     defaults = (steps, guidance, low, high, rescale, shift)
-    return DiffusionSampler(networks['model'], path, prediction, solver, tuple(latent), defaults, guided_channels)
+    return DiffusionSampler(
+        networks['model'], path, prediction, solver, tuple(latent), defaults, guided_channels
+    )

@@ -19,8 +19,10 @@ def posterior(path: VariancePreserving, data: Array, x: Array, t: Array) -> tupl
     alpha, variance = path.alpha(t), path.sigma(t) ** 2
     alpha_before, variance_before = path.alpha(t - one), path.sigma(t - one) ** 2
     beta = -jnp.expm1(2 * (path.log_alpha(t) - path.log_alpha(t - one)))
-    mean = (per_example(alpha_before * beta / variance, x) * data
-            + per_example(alpha / alpha_before * variance_before / variance, x) * x)
+    mean = (
+        per_example(alpha_before * beta / variance, x) * data
+        + per_example(alpha / alpha_before * variance_before / variance, x) * x
+    )
     # The first step's posterior has no variance: DDPM takes the second step's instead.
     second = jnp.full_like(t, 2 * one)
     beta_second = -jnp.expm1(2 * (path.log_alpha(second) - path.log_alpha(second - one)))
@@ -43,8 +45,13 @@ def variational_bound(estimate: Estimate, data: Array) -> Array:
     true_mean, true_log_variance, _ = posterior(estimate.path, data, estimate.x, estimate.t)
     mean, log_variance = model_step(held)
     true_log_variance = per_example(true_log_variance, mean)
-    divergence = (log_variance - true_log_variance + jnp.exp(true_log_variance - log_variance)
-                  + (true_mean - mean) ** 2 * jnp.exp(-log_variance) - 1) / 2
+    divergence = (
+        log_variance
+        - true_log_variance
+        + jnp.exp(true_log_variance - log_variance)
+        + (true_mean - mean) ** 2 * jnp.exp(-log_variance)
+        - 1
+    ) / 2
     likelihood = discretized_log_likelihood(data, mean, log_variance / 2)
     is_first = per_example(estimate.t < 1.5 / estimate.path.train_steps, mean).astype(bool)
     bits = jnp.where(is_first, -likelihood, divergence) / jnp.log(2.0)
@@ -53,6 +60,7 @@ def variational_bound(estimate: Estimate, data: Array) -> Array:
 
 def discretized_log_likelihood(data: Array, mean: Array, log_scale: Array) -> Array:
     """Log probability of pixels of 256 levels in [-1, 1] under a Gaussian."""
+
     def below(edge: Array) -> Array:  # DDPM's own approximation of the normal distribution function
         z = (edge - mean) * jnp.exp(-log_scale)
         return (1 + jnp.tanh(jnp.sqrt(2 / jnp.pi) * (z + 0.044715 * z**3))) / 2

@@ -22,7 +22,9 @@ class TextBlock(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x_BMW: Array, mask_BM: Array, per_layer: dict | None = None, train: bool = False) -> Array:
+    def __call__(
+        self, x_BMW: Array, mask_BM: Array, per_layer: dict | None = None, train: bool = False
+    ) -> Array:
         def norm(x: Array, name: str) -> Array:
             return layer_norm(affine=True, dtype=x.dtype, name=name)(x)
 
@@ -46,7 +48,7 @@ class TextTransformer(nn.Module):
         normal = nn.initializers.normal(0.02)
         table = self.param('token', normal, (self.vocabulary, self.width))
         positions = self.param('position', normal, (self.length, self.width))
-        x_BMW = jnp.take(table, ids_BM, axis=0) + positions[:ids_BM.shape[1]]
+        x_BMW = jnp.take(table, ids_BM, axis=0) + positions[: ids_BM.shape[1]]
         blocks = (Segment(TextBlock(self.heads, parent=None), self.depth),)
         x_BMW, _, _ = Stack(blocks, name='blocks')(x_BMW.astype(self.dtype), mask_BM)
         return layer_norm(affine=True, dtype=jax.dtypes.canonicalize_dtype(self.dtype), name='norm')(x_BMW)

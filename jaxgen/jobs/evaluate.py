@@ -18,10 +18,14 @@ log = logging.getLogger('jaxgen')
 SHOWN = 64
 
 
-def run(recipe: Recipe, workdir: str, seed: int = 0, knobs: str = '', checkpoint: int | None = None) -> dict[str, Any]:
+def run(
+    recipe: Recipe, workdir: str, seed: int = 0, knobs: str = '', checkpoint: int | None = None
+) -> dict[str, Any]:
     """Score the checkpoint's pictures; returns what `evaluate.json` holds."""
     if recipe.metric is None:
-        raise ValueError("the config has no section 'metric' to evaluate by; add for example metric.name='alignment'.")
+        raise ValueError(
+            "the config has no section 'metric' to evaluate by; add for example metric.name='alignment'."
+        )
     workdir, metric = epath.Path(workdir), recipe.metric
     settings = recipe.sampler.knobs(**parse_knobs(knobs))
     program, step = assemble(recipe), latest_step(workdir, checkpoint)
@@ -33,8 +37,15 @@ def run(recipe: Recipe, workdir: str, seed: int = 0, knobs: str = '', checkpoint
     with tqdm(total=len(examples), desc='evaluate', unit='image') as bar:
         images = generate(params, examples, seeds, settings, progress=bar.update)
     values = metric.score(images, examples)
-    record = {'metrics': values, 'config': recipe.config, 'checkpoint': step, 'images': len(images), 'seed': seed,
-              'knobs': {name: float(value) for name, value in settings.items()}, 'grid': 'evaluate.png'}
+    record = {
+        'metrics': values,
+        'config': recipe.config,
+        'checkpoint': step,
+        'images': len(images),
+        'seed': seed,
+        'knobs': {name: float(value) for name, value in settings.items()},
+        'grid': 'evaluate.png',
+    }
     if jax.process_index() == 0:
         captions = [recipe.conditioner.describe(example) for example in examples[:SHOWN]]
         marks = [metric.judge(image, example) for image, example in zip(images[:SHOWN], examples)]

@@ -18,13 +18,22 @@ def run(recipe: Recipe, workdir: str, compile_step: bool = True) -> dict[str, An
     program = assemble(recipe)
     state, frozen = program.abstract, program.abstract_frozen
     networks = {**state.params, **frozen['networks']}
-    memory = {name: cost.bytes_per_device(tree, jax.tree.map(lambda leaf: leaf.sharding, tree))
-              for name, tree in (('parameters', networks), ('optimizer', state.optimizer), ('ema', state.ema))}
-    record = {'config': recipe.config, 'mesh': dict(program.mesh.shape), 'devices': program.mesh.size,
-              'device_kind': jax.devices()[0].device_kind,
-              'parameters': {name: cost.parameters(tree) for name, tree in networks.items()},
-              'parameters_total': cost.parameters(networks), 'bytes_per_device': memory,
-              'phases': {phase.name: _phase(program, phase.name, compile_step) for phase in recipe.objective.phases}}
+    trees = {'parameters': networks, 'optimizer': state.optimizer, 'ema': state.ema}
+    memory = {
+        name: cost.bytes_per_device(tree, jax.tree.map(lambda leaf: leaf.sharding, tree))
+        for name, tree in trees.items()
+    }
+    phases = {phase.name: _phase(program, phase.name, compile_step) for phase in recipe.objective.phases}
+    record = {
+        'config': recipe.config,
+        'mesh': dict(program.mesh.shape),
+        'devices': program.mesh.size,
+        'device_kind': jax.devices()[0].device_kind,
+        'parameters': {name: cost.parameters(tree) for name, tree in networks.items()},
+        'parameters_total': cost.parameters(networks),
+        'bytes_per_device': memory,
+        'phases': phases,
+    }
     write_json(epath.Path(workdir) / 'plan.json', record)
     print(table(record))
     return record
@@ -43,24 +52,30 @@ def _phase(program: Program, name: str, compile_step: bool) -> dict[str, Any]:
             compiled = program.steps[name].lower(*arguments).compile()
             record['compile_seconds'] = time.time() - start
             memory = compiled.memory_analysis()
-            record['bytes_per_device'] = {'arguments': memory.argument_size_in_bytes,
-                                          'outputs': memory.output_size_in_bytes,
-                                          'aliased': memory.alias_size_in_bytes,
-                                          'temporary': memory.temp_size_in_bytes}
+            record['bytes_per_device'] = {
+                'arguments': memory.argument_size_in_bytes,
+                'outputs': memory.output_size_in_bytes,
+                'aliased': memory.alias_size_in_bytes,
+                'temporary': memory.temp_size_in_bytes,
+            }
     return record
 
 
 def table(record: dict[str, Any]) -> str:
     """The plan for people."""
     mesh = ' x '.join(f'{name} {size}' for name, size in record['mesh'].items() if size > 1) or 'one device'
-    lines = [('devices', f"{record['devices']} {record['device_kind']}, {mesh}")]
+    lines = [('devices', f'{record["devices"]} {record["device_kind"]}, {mesh}')]
     lines += [(f'parameters of {name}', cost.human(count)) for name, count in record['parameters'].items()]
-    lines += [(f'{name} a device', cost.human(size) + 'B') for name, size in record['bytes_per_device'].items()]
+    lines += [
+        (f'{name} a device', cost.human(size) + 'B') for name, size in record['bytes_per_device'].items()
+    ]
     for name, phase in record['phases'].items():
         lines.append((f'{name}: FLOPs a step', cost.human(phase['flops_per_step'])))
-        lines += [(f'{name}: {kind} a device', cost.human(size) + 'B')
-                  for kind, size in phase.get('bytes_per_device', {}).items()]
+        lines += [
+            (f'{name}: {kind} a device', cost.human(size) + 'B')
+            for kind, size in phase.get('bytes_per_device', {}).items()
+        ]
         if 'compile_seconds' in phase:
-            lines.append((f'{name}: compile', f"{phase['compile_seconds']:.1f} s"))
+            lines.append((f'{name}: compile', f'{phase["compile_seconds"]:.1f} s'))
     width = max(len(name) for name, _ in lines)
     return '\n'.join(f'{name:{width}}  {value}' for name, value in lines)

@@ -19,8 +19,17 @@ log = logging.getLogger('jaxgen')
 GRID = 64
 
 
-def run(recipe: Recipe, workdir: str, prompt: Sequence[str] = (), prompts_file: str = '', negative: str = '',
-        count: int = 1, seed: int = 0, knobs: str = '', checkpoint: int | None = None) -> dict[str, Any]:
+def run(
+    recipe: Recipe,
+    workdir: str,
+    prompt: Sequence[str] = (),
+    prompts_file: str = '',
+    negative: str = '',
+    count: int = 1,
+    seed: int = 0,
+    knobs: str = '',
+    checkpoint: int | None = None,
+) -> dict[str, Any]:
     """Draw `count` pictures of each prompt (or label); returns what `sample.json` holds.
 
     Without prompts, the metric's first ones are drawn, or the held-out split's. Image i of prompt j has
@@ -42,15 +51,24 @@ def run(recipe: Recipe, workdir: str, prompt: Sequence[str] = (), prompts_file: 
         images = generate(params, examples, seeds, settings, negatives, bar.update)
     captions = [recipe.conditioner.describe(example) for example in examples]
     files = [f'samples/{i:05d}.png' for i in range(len(images))]
-    record = {'config': recipe.config, 'checkpoint': step, 'prompts': captions, 'negative': negative, 'seeds': seeds,
-              'knobs': {name: float(value) for name, value in settings.items()}, 'files': files,
-              'grid': 'samples/grid.png'}
+    record = {
+        'config': recipe.config,
+        'checkpoint': step,
+        'prompts': captions,
+        'negative': negative,
+        'seeds': seeds,
+        'knobs': {name: float(value) for name, value in settings.items()},
+        'files': files,
+        'grid': 'samples/grid.png',
+    }
     if jax.process_index() == 0:
         for file, image in zip(files, images):
             pictures.save(workdir / file, image)
         pictures.save(workdir / record['grid'], pictures.grid(images[:GRID], captions[:GRID]))
         write_json(workdir / 'sample.json', record)
-        log.info('%d pictures in %s, together in %s.', len(files), workdir / 'samples', workdir / record['grid'])
+        log.info(
+            '%d pictures in %s, together in %s.', len(files), workdir / 'samples', workdir / record['grid']
+        )
     return record
 
 

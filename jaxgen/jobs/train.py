@@ -3,6 +3,7 @@
 A second call in the same workdir goes on from the last checkpoint, or says that the run is complete.
 """
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from etils import epath
 from jaxgen import pictures
 from jaxgen.data.pipeline import batches
 from jaxgen.generate import make_generator
-from jaxgen.program import Program, assemble, number, sampling_params
+from jaxgen.program import Program, assemble, number, sampling_params, updates_before
 from jaxgen.recipe import Recipe
 from jaxgen.training import sharding
 from jaxgen.training.checkpoint import Checkpoints, fingerprint
@@ -32,7 +33,11 @@ def run(recipe: Recipe, workdir: str) -> dict[str, Any]:
     with Checkpoints(workdir / 'checkpoints', train.keep, train.keep_period or None) as checkpoints:
         first = checkpoints.latest() or 0
         if first >= train.steps:
-            log.info('%s is complete: %d steps of %d. Raise train.steps to go on.', workdir, first, train.steps)
+            log.info(
+                '%s is complete: %d steps of %d. Raise train.steps to go on.', workdir, first, train.steps
+            )
+            if (record := _read_record(workdir)).get('step') == first:
+                return record
         state, frozen = program.fresh()
         if first:
             log.info('Going on from step %d of %s.', first, workdir)
@@ -61,6 +66,7 @@ class Loop:
         program, train = self.program, self.program.recipe.train
         key = jax.random.key(train.seed)
         source = self._batches('train', first, train.flip) if first < train.steps else iter(())
+        updates = {phase.name: updates_before(phase, first) for phase in program.recipe.objective.phases}
         sums: dict[str, Any] = {}
         began, counted = time.time(), first
         for step in range(first, train.steps):
@@ -68,19 +74,26 @@ class Loop:
                 batch = sharding.to_global(next(source), program.mesh)
                 for phase in program.recipe.objective.phases:
                     if phase.when(step):
-                        state, metrics = program.steps[phase.name](state, self.frozen, batch, key, number(step))
+                        updates[phase.name] += 1
+                        state, metrics = program.steps[phase.name](
+                            state, self.frozen, batch, key, number(step)
+                        )
                         sums = _add(sums, phase.name, metrics)
             done = step + 1
             if done % train.log_every == 0 or done == train.steps or step == first:
-                self.metrics.update(_means(sums))
+                means = _means(sums)
+                self.metrics.update(means)
                 now, sums = time.time(), {}
                 if step > first:  # the first step compiles
                     self.seconds += now - began
                     self.trained += done - counted
                 rate = (done - counted) * train.batch / (now - began)
                 began, counted = now, done
-                rates = {f'learning_rate_{name}': float(f(step)) for name, f in program.schedules.items()}
-                self.telemetry.scalars(done, {**self.metrics, **rates, 'images_per_second': rate})
+                rates = {
+                    f'{name}/learning_rate': float(f(max(0, updates[name] - 1)))
+                    for name, f in program.schedules.items()
+                }
+                self.telemetry.scalars(done, {**means, **rates, 'images_per_second': rate})
             self._look(state, done)
             began += self._paused
             yield done, state
@@ -88,9 +101,13 @@ class Loop:
     def _look(self, state: TrainState, done: int) -> None:
         """Held-out losses and pictures, at their intervals and at the end."""
         train, start = self.program.recipe.train, time.time()
-        if train.held_out_every and (done % train.held_out_every == 0 or done == train.steps):
+
+        def due(every: int) -> bool:
+            return every > 0 and (done % every == 0 or done == train.steps)
+
+        if due(train.held_out_every):
             self.metrics.update(self._held_out(state, done))
-        if self.program.recipe.sampler and train.sample_every and (done % train.sample_every == 0 or done == train.steps):
+        if self.program.recipe.sampler and due(train.sample_every):
             self._pictures(state, done)
         self._paused = time.time() - start
 
@@ -101,8 +118,9 @@ class Loop:
         for index in range(train.held_out_batches):
             with jax.set_mesh(program.mesh):
                 batch = sharding.to_global(next(source), program.mesh)
-                metrics = program.held_out(state.params, state.ema, state.state, self.frozen, batch, key,
-                                           number(index))
+                metrics = program.held_out(
+                    state.params, state.ema, state.state, self.frozen, batch, key, number(index)
+                )
             sums = _add(sums, 'held_out', metrics)
         means = _means(sums)
         self.telemetry.scalars(done, means)
@@ -112,8 +130,12 @@ class Loop:
         recipe = self.program.recipe
         examples = recipe.metric.examples() if recipe.metric else _held_out_examples(recipe)
         examples = examples[:SHOWN]
-        images = self._draw(sampling_params(self.program, state, self.frozen), examples, range(len(examples)),
-                            recipe.sampler.knobs())
+        images = self._draw(
+            sampling_params(self.program, state, self.frozen),
+            examples,
+            range(len(examples)),
+            recipe.sampler.knobs(),
+        )
         captions = [recipe.conditioner.describe(example) for example in examples]
         picture = pictures.grid(images, captions)
         if jax.process_index() == 0:
@@ -122,9 +144,18 @@ class Loop:
 
     def _batches(self, split: str, first: int, flip: bool) -> Iterator[dict[str, np.ndarray]]:
         recipe, train = self.program.recipe, self.program.recipe.train
-        return batches(recipe.source(split), recipe.conditioner.arrays, seed=train.seed, batch=train.batch,
-                       start_step=first, process=jax.process_index(), processes=jax.process_count(),
-                       train=split == 'train', flip=flip, threads=train.threads)
+        return batches(
+            recipe.source(split),
+            recipe.conditioner.arrays,
+            seed=train.seed,
+            batch=train.batch,
+            start_step=first,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+            train=split == 'train',
+            flip=flip,
+            threads=train.threads,
+        )
 
 
 def _held_out_examples(recipe: Recipe) -> list[Mapping[str, Any]]:
@@ -134,8 +165,13 @@ def _held_out_examples(recipe: Recipe) -> list[Mapping[str, Any]]:
 
 def _add(sums: dict[str, Any], phase: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     named = {f'{phase}/{name}': pair for name, pair in metrics.items()}
-    return {**sums, **{name: jax.tree.map(lambda a, b: a + b, sums[name], pair) if name in sums else pair
-                       for name, pair in named.items()}}
+    return {
+        **sums,
+        **{
+            name: jax.tree.map(lambda a, b: a + b, sums[name], pair) if name in sums else pair
+            for name, pair in named.items()
+        },
+    }
 
 
 def _means(sums: Mapping[str, Any]) -> dict[str, float]:
@@ -143,10 +179,20 @@ def _means(sums: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(total / weight) for name, (total, weight) in fetched.items() if weight > 0}
 
 
+def _read_record(workdir: epath.Path) -> dict[str, Any]:
+    path = workdir / 'train.json'
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def _record(workdir: epath.Path, recipe: Recipe, step: int, state: TrainState, loop: Loop) -> dict[str, Any]:
-    record = {'step': step, 'config': recipe.config, 'metrics': loop.metrics,
-              'images_per_second': loop.trained * recipe.train.batch / loop.seconds if loop.seconds else None,
-              'fingerprints': {name: fingerprint(tree) for name, tree in state.trees().items() if name != 'state'}}
+    fingerprints = {name: fingerprint(tree) for name, tree in state.trees().items()}
+    record = {
+        'step': step,
+        'config': recipe.config,
+        'metrics': loop.metrics,
+        'images_per_second': loop.trained * recipe.train.batch / loop.seconds if loop.seconds else None,
+        'fingerprints': fingerprints,
+    }
     if jax.process_index() == 0:
         write_json(workdir / 'train.json', record)
     return record

@@ -17,7 +17,7 @@ from scipy import ndimage, optimize
 
 from jaxgen.data import shapes_draw, shapes_scene
 
-ATTRIBUTES = ("size", "colour", "shape", "place")
+ATTRIBUTES = ('size', 'colour', 'shape', 'place')
 
 _PALETTE_KC = np.array(list(shapes_scene.COLOURS.values()), np.float32)
 _COLOUR_TOLERANCE = 50.0  # about half the distance of the two nearest palette colours
@@ -120,17 +120,17 @@ def _object(
     size = min(sizes, key=sizes.__getitem__)
     places = {name: np.hypot(x - a, y - b) for name, (a, b) in shapes_scene.PLACES.items()}
     return {
-        "size": size if sizes[size] <= _SIZE_TOLERANCE else None,
-        "colour": list(shapes_scene.COLOURS)[index] if exact else None,
-        "shape": shape,
-        "place": min(places, key=places.__getitem__),
+        'size': size if sizes[size] <= _SIZE_TOLERANCE else None,
+        'colour': list(shapes_scene.COLOURS)[index] if exact else None,
+        'shape': shape,
+        'place': min(places, key=places.__getitem__),
     }
 
 
 def read(image: np.ndarray) -> Reading:
     """What one square uint8 picture [H, W, 3] shows."""
     if image.ndim != 3 or image.shape[0] != image.shape[1] or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"a picture of {image.dtype} {image.shape}; give a square one, uint8 [H, H, 3]")
+        raise ValueError(f'a picture of {image.dtype} {image.shape}; give a square one, uint8 [H, H, 3]')
     pixels_PC = image.reshape(-1, 3).astype(np.float32)
     background_C = _background(pixels_PC)
     amount_PK, residual_PK = _unmix(pixels_PC, background_C)
@@ -156,9 +156,9 @@ def compare(reading: Reading, scene: shapes_scene.Scene) -> dict[str, float]:
     ).reshape(len(scene.objects), len(reading.objects), len(ATTRIBUTES))
     pairs = optimize.linear_sum_assignment(right.sum(-1), maximize=True)
     rates = dict(zip(ATTRIBUTES, (right[pairs].sum(0) / len(scene.objects)).tolist(), strict=True))
-    rates["count"] = float(len(reading.objects) == len(scene.objects))
-    rates["background"] = float(reading.background == scene.background)
-    rates["alignment"] = float(min(rates.values()) == 1.0)
+    rates['count'] = float(len(reading.objects) == len(scene.objects))
+    rates['background'] = float(reading.background == scene.background)
+    rates['alignment'] = float(min(rates.values()) == 1.0)
     return rates
 
 
@@ -175,23 +175,23 @@ class Alignment:
         examples = []
         for index in range(self.prompts):
             rng = np.random.default_rng((self.seed, index))
-            scene = shapes_scene.draw_scene(rng, "test", self.objects[index % len(self.objects)])
+            scene = shapes_scene.draw_scene(rng, 'test', self.objects[index % len(self.objects)])
             wording = int(rng.integers(shapes_scene.WORDINGS))
             examples.append(
-                {"caption": shapes_scene.caption(scene, wording), "label": shapes_scene.label(scene)}
+                {'caption': shapes_scene.caption(scene, wording), 'label': shapes_scene.label(scene)}
             )
         return examples
 
     def judge(self, image: np.ndarray, example: Mapping[str, Any]) -> bool:
         """Whether the picture shows all that the example's caption says, and nothing more."""
-        return compare(read(image), shapes_scene.parse(example["caption"]))["alignment"] == 1.0
+        return compare(read(image), shapes_scene.parse(example['caption']))['alignment'] == 1.0
 
     def score(self, images: np.ndarray, examples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """The part of pictures [N, H, W, 3] judged right ('alignment'), and the rate of each attribute."""
         if len(images) != len(examples) or not len(examples):
-            raise ValueError(f"{len(images)} pictures for {len(examples)} examples; give one for each")
+            raise ValueError(f'{len(images)} pictures for {len(examples)} examples; give one for each')
         rates = [
-            compare(read(image), shapes_scene.parse(example["caption"]))
+            compare(read(image), shapes_scene.parse(example['caption']))
             for image, example in zip(images, examples, strict=True)
         ]
         return {name: float(np.mean([rate[name] for rate in rates])) for name in rates[0]}
@@ -200,5 +200,5 @@ class Alignment:
 def build(prompts: int = 256, objects: Sequence[int] = (1, 2), seed: int = 20_000) -> Alignment:
     """The metric with `prompts` held-out prompts, which take turns in having so many `objects`."""
     if prompts < 1 or not objects:
-        raise ValueError(f"prompts={prompts} and objects={tuple(objects)}; give at least one of each")
+        raise ValueError(f'prompts={prompts} and objects={tuple(objects)}; give at least one of each')
     return Alignment(prompts, tuple(objects), seed)

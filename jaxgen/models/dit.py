@@ -20,7 +20,7 @@ from jaxgen.layers.mlp import Mlp
 from jaxgen.layers.modulation import layer_norm, modulate
 from jaxgen.layers.patches import PatchEmbed, grid_of, unpatchify
 from jaxgen.layers.segment import Segment, expose
-from jaxgen.layers.stack import Stack
+from jaxgen.layers.stack import Stack, constrain
 
 # Published sizes: depth, width, heads.
 SIZES = {'S': (12, 384, 6), 'B': (12, 768, 12), 'L': (24, 1024, 16), 'XL': (28, 1152, 16)}
@@ -110,6 +110,8 @@ class DiT(nn.Module):
         )
         channels = self.channels * (2 if self.learned_variance else 1)
         x_BLD = FinalLayer(self.patch**2 * channels, name='final')(x_BLD, c_BD)
+        # Sharded as its kernel the output would be gathered whole to be unpatchified.
+        x_BLD = constrain(x_BLD)
         return unpatchify(x_BLD, grid, self.patch).astype(jnp.float32), features, memory
 
 

@@ -21,7 +21,7 @@ from jaxgen.layers.mlp import Mlp
 from jaxgen.layers.modulation import layer_norm, modulate
 from jaxgen.layers.patches import PatchEmbed, grid_of, unpatchify
 from jaxgen.layers.segment import Segment, expose
-from jaxgen.layers.stack import Stack
+from jaxgen.layers.stack import Stack, constrain
 
 # Depth, width, heads. XL is the one published (0.6B, for every resolution); S and B have DiT's.
 SIZES = {'S': (12, 384, 6), 'B': (12, 768, 12), 'XL': (28, 1152, 16)}
@@ -155,6 +155,8 @@ class PixArt(nn.Module):
         )
         channels = self.channels * (2 if self.learned_variance else 1)
         x_BLD = FinalLayer(self.patch**2 * channels, name='final')(x_BLD, time_BD)
+        # Sharded as its kernel the output would be gathered whole to be unpatchified.
+        x_BLD = constrain(x_BLD)
         return unpatchify(x_BLD, grid, self.patch).astype(jnp.float32), features, memory
 
     def _time(self, t_B: jax.Array, cond: dict[str, jax.Array]) -> jax.Array:

@@ -31,11 +31,11 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The phases of a step, in order; `init(key) -> state`; `held_out` is the loss that evaluation reads."""
+    """The phases of a step, in order, and `init(key) -> state`.
+
+    `held_out` is the loss that is read on held-out examples, where it is not the first phase's.
+    """
 
     phases: tuple[Phase, ...]
     init: Callable[[Array], Any] = lambda key: {}
-
-    @property
-    def held_out(self) -> Loss:
-        return self.phases[0].loss
+    held_out: Loss | None = None

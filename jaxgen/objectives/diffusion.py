@@ -23,8 +23,17 @@ TIMES = ('uniform', 'discrete', 'logit_normal')
 TIME_BINS = 4
 
 
-def build(networks: Mapping[str, Any], path: Path, prediction: Prediction, conditioner: Any, tokenizer: Any,
-          times: str = 'uniform', mean: float = 0.0, spread: float = 1.0, drop: float = 0.1) -> Objective:
+def build(
+    networks: Mapping[str, Any],
+    path: Path,
+    prediction: Prediction,
+    conditioner: Any,
+    tokenizer: Any,
+    times: str = 'uniform',
+    mean: float = 0.0,
+    spread: float = 1.0,
+    drop: float = 0.1,
+) -> Objective:
     """Train 'model' (and the conditioner's own networks) to denoise.
 
     times: how t is drawn ('logit_normal' has `mean` and `spread`); drop: how often the condition is

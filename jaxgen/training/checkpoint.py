@@ -26,6 +26,7 @@ from jaxgen.training.sharding import path_string
 LAYOUT = 1
 _STATE, _RECORD = 'state', 'record'
 _SHOWN = 5
+_LEAST_SLICE = 2**24
 
 
 class Checkpoints:
@@ -62,8 +63,7 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
         )
-        handlers = ocp.DefaultCheckpointHandlerRegistry()
-        self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=handlers)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=_handlers())
         self._fingerprints = fingerprints
         self._read_only = read_only
 
@@ -200,6 +200,21 @@ class Checkpoints:
                 + '. Use the config it was '
                 'trained with, or another directory'
             )
+
+
+def _handlers() -> ocp.DefaultCheckpointHandlerRegistry:
+    """Orbax's handlers, but small replicated arrays are written by one replica.
+
+    By default each replica writes its slice, and every shape compiles a program that cuts it.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_SLICE)
+    trees = ocp.PyTreeCheckpointHandler(
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    )
+    handlers = ocp.DefaultCheckpointHandlerRegistry()
+    for arguments in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
+        handlers.add(_STATE, arguments, trees)
+    return handlers
 
 
 def fingerprint(tree: Any) -> str:

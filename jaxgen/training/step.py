@@ -24,36 +24,53 @@ def example_keys(key: Array, step: Array, purpose: str, count: int) -> Array:
     return random.split_examples(step_key, jnp.arange(count))
 
 
-def make_step(phase: Phase, trains: tuple[str, ...], optimizer: optax.GradientTransformation,
-              averaged: tuple[str, ...], decay: float, warmup: bool, accumulate: int) -> Callable:
+def make_step(
+    phase: Phase,
+    trains: tuple[str, ...],
+    optimizer: optax.GradientTransformation,
+    averaged: tuple[str, ...],
+    decay: float,
+    warmup: bool,
+    accumulate: int,
+) -> Callable:
     """`step(state, frozen, batch, key, number) -> (state, metrics)`, pure and ready for jit."""
 
-    def step(state: TrainState, frozen: Mapping, batch: Mapping, key: Array, number: Array
-             ) -> tuple[TrainState, dict]:
+    def step(
+        state: TrainState, frozen: Mapping, batch: Mapping, key: Array, number: Array
+    ) -> tuple[TrainState, dict]:
         frozen = {**frozen, 'ema': state.ema}
         keys = example_keys(key, number, phase.name, len(jax.tree.leaves(batch)[0]))
         trained = {name: state.params[name] for name in trains}
 
         def loss(trained: Mapping, inner: Any, micro: Mapping, micro_keys: Array) -> tuple:
-            total, weight, inner, metrics = phase.loss({**state.params, **trained}, inner, frozen, micro,
-                                                       micro_keys, number)
+            total, weight, inner, metrics = phase.loss(
+                {**state.params, **trained}, inner, frozen, micro, micro_keys, number
+            )
             return total, (weight, inner, {**metrics, 'loss': (total, weight)})
 
         gradients, weight, inner, metrics = _accumulated(loss, trained, state.state, batch, keys, accumulate)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer[phase.name], trained)
         trained = optax.apply_updates(trained, updates)
-        metrics['gradient_norm'] = (optax.global_norm(gradients), jnp.float32(1))
-        moved = {name: average.update(state.ema[name], trained[name], number, decay, warmup)
-                 for name in trains if name in averaged}
-        return TrainState(params={**state.params, **trained}, ema={**state.ema, **moved}, state=inner,
-                          optimizer={**state.optimizer, phase.name: optimizer_state}), metrics
+        metrics['gradient_norm'] = (optax.tree.norm(gradients), jnp.float32(1))
+        moved = {
+            name: average.update(state.ema[name], trained[name], number, decay, warmup)
+            for name in trains
+            if name in averaged
+        }
+        return TrainState(
+            params={**state.params, **trained},
+            ema={**state.ema, **moved},
+            state=inner,
+            optimizer={**state.optimizer, phase.name: optimizer_state},
+        ), metrics
 
     return step
 
 
-def _accumulated(loss: Callable, trained: Mapping, inner: Any, batch: Mapping, keys: Array, count: int
-                 ) -> tuple:
+def _accumulated(
+    loss: Callable, trained: Mapping, inner: Any, batch: Mapping, keys: Array, count: int
+) -> tuple:
     """Sums of gradients, weights and metrics over `count` micro-batches, walking the objective's state."""
     gradient = jax.grad(loss, has_aux=True)
     if count == 1:
@@ -77,10 +94,13 @@ def _accumulated(loss: Callable, trained: Mapping, inner: Any, batch: Mapping, k
 def make_held_out(loss: Loss) -> Callable:
     """`held_out(params, ema, state, frozen, batch, key, number) -> metrics`: the loss without gradients."""
 
-    def held_out(params: Mapping, ema: Mapping, state: Any, frozen: Mapping, batch: Mapping, key: Array,
-                 number: Array) -> dict:
+    def held_out(
+        params: Mapping, ema: Mapping, state: Any, frozen: Mapping, batch: Mapping, key: Array, number: Array
+    ) -> dict:
         keys = example_keys(key, number, 'held_out', len(jax.tree.leaves(batch)[0]))
-        total, weight, _, metrics = loss({**params, **ema}, state, {**frozen, 'ema': ema}, batch, keys, number)
+        total, weight, _, metrics = loss(
+            {**params, **ema}, state, {**frozen, 'ema': ema}, batch, keys, number
+        )
         return {**metrics, 'loss': (total, weight)}
 
     return held_out

@@ -169,6 +169,7 @@ def _write_whole(path: epath.Path, text: str) -> None:
     if _is_remote(path):
         path.write_text(text)
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = f'{os.fspath(path)}.{os.getpid()}.tmp'
     with open(temporary, 'w', encoding='utf-8') as file:
         file.write(text)

@@ -9,7 +9,7 @@ from PIL import Image
 from jaxgen.data import images
 
 
-def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
+def encoded(image: Image.Image, kind: str = 'png', **options) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -17,7 +17,7 @@ def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
 
 def pixels(data: bytes) -> np.ndarray:
     image = images.decode(data)
-    assert image.mode == "RGB"
+    assert image.mode == 'RGB'
     return np.asarray(image)
 
 
@@ -44,33 +44,33 @@ def test_what_is_see_through_lies_on_white():
     result = pixels(encoded(Image.fromarray(layers)))
     assert tuple(result[0, 0]) == (200, 0, 0) and tuple(result[0, 1]) == (255, 255, 255)
     assert 126 <= result[1, 0, 0] <= 128
-    palette = Image.fromarray(np.zeros((2, 2), np.uint8), "P")
+    palette = Image.fromarray(np.zeros((2, 2), np.uint8), 'P')
     assert (pixels(encoded(palette, transparency=0)) == 255).all()
-    assert (pixels(encoded(Image.new("LA", (2, 2), (0, 0)))) == 255).all()
+    assert (pixels(encoded(Image.new('LA', (2, 2), (0, 0)))) == 255).all()
 
 
 @pytest.mark.parametrize(
-    ("orientation", "corner"), [(1, (0, 0)), (3, (-1, -1)), (6, (0, -1)), (8, (-1, 0)), (2, (0, -1))]
+    ('orientation', 'corner'), [(1, (0, 0)), (3, (-1, -1)), (6, (0, -1)), (8, (-1, 0)), (2, (0, -1))]
 )
 def test_a_turned_photograph_is_upright(orientation, corner):
     picture = np.zeros((16, 32, 3), np.uint8)
     picture[:8, :8] = 255  # the corner that a viewer shows elsewhere
     exif = Image.Exif()
     exif[0x0112] = orientation
-    result = pixels(encoded(Image.fromarray(picture), "jpeg", exif=exif, quality=95))
+    result = pixels(encoded(Image.fromarray(picture), 'jpeg', exif=exif, quality=95))
     assert result.shape[:2] == ((32, 16) if orientation >= 5 else (16, 32))
     assert result[corner].min() > 200 and result.mean() < 100
 
 
 def test_cmyk_and_webp():
-    assert pixels(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "jpeg"))[4, 4, 0] > 200
-    assert pixels(encoded(Image.new("RGB", (8, 8), (0, 0, 220)), "webp"))[4, 4, 2] > 200
+    assert pixels(encoded(Image.new('CMYK', (8, 8), (0, 255, 255, 0)), 'jpeg'))[4, 4, 0] > 200
+    assert pixels(encoded(Image.new('RGB', (8, 8), (0, 0, 220)), 'webp'))[4, 4, 2] > 200
 
 
-@pytest.mark.parametrize("size", [(64, 64), (100, 40), (33, 500), (20, 25), (7, 3)])
+@pytest.mark.parametrize('size', [(64, 64), (100, 40), (33, 500), (20, 25), (7, 3)])
 def test_squares_have_the_resolution_and_keep_the_mean(size):
     gradient = np.broadcast_to(np.linspace(0, 255, size[0]), (size[1], size[0])).astype(np.uint8)
-    fitted = images.fit(Image.fromarray(gradient).convert("RGB"), 32)
+    fitted = images.fit(Image.fromarray(gradient).convert('RGB'), 32)
     assert min(fitted.size) == 32
     assert fitted.size[0] / fitted.size[1] == pytest.approx(size[0] / size[1], rel=0.04)
     for along in (0.0, 0.37, 1.0):
@@ -79,6 +79,6 @@ def test_squares_have_the_resolution_and_keep_the_mean(size):
 
 
 def test_the_crop_lies_where_it_is_asked_for():
-    wide = Image.fromarray(np.broadcast_to(np.arange(96, dtype=np.uint8), (32, 96))).convert("RGB")
+    wide = Image.fromarray(np.broadcast_to(np.arange(96, dtype=np.uint8), (32, 96))).convert('RGB')
     for along, first in ((0.0, 0), (0.5, 32), (1.0, 64)):
         assert images.crop(images.fit(wide, 32), 32, along)[0, 0, 0] == first

@@ -10,7 +10,7 @@ from jaxgen.data.source import Description
 
 
 def numbers(examples):
-    return {"label": np.array([example["label"] for example in examples], np.int32)}
+    return {'label': np.array([example['label'] for example in examples], np.int32)}
 
 
 class Counting:
@@ -26,7 +26,7 @@ class Counting:
     def __getitem__(self, index):
         side = self.description.resolution
         row = np.arange(side, dtype=np.uint8) + 10 * index
-        return {"image": np.broadcast_to(row[None, :, None], (side, side, 3)).copy(), "label": index}
+        return {'image': np.broadcast_to(row[None, :, None], (side, side, 3)).copy(), 'label': index}
 
 
 class Cropped(Counting):
@@ -34,12 +34,12 @@ class Cropped(Counting):
 
     def augmented(self, index, rng):
         example = self[index]
-        return example | {"image": example["image"] + np.uint8(rng.integers(1, 200))}
+        return example | {'image': example['image'] + np.uint8(rng.integers(1, 200))}
 
 
 def take(count, source=None, **options):
     source = Counting(10) if source is None else source
-    made = pipeline.batches(source, numbers, **({"seed": 3, "batch": 6} | options))
+    made = pipeline.batches(source, numbers, **({'seed': 3, 'batch': 6} | options))
     return list(itertools.islice(made, count))
 
 
@@ -55,14 +55,14 @@ def joined(parts):
     return [{k: np.concatenate([p[k] for p in part]) for k in part[0]} for part in zip(*parts, strict=True)]
 
 
-@pytest.mark.parametrize("source", [Counting(10), Cropped(10)])
-@pytest.mark.parametrize("start", [1, 4, 150])
+@pytest.mark.parametrize('source', [Counting(10), Cropped(10)])
+@pytest.mark.parametrize('start', [1, 4, 150])
 def test_a_resume_continues_the_same_batches(source, start):
     same(take(3, source, flip=True, start_step=start), take(start + 3, source, flip=True)[start:])
 
 
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize('train', [True, False])
+@pytest.mark.parametrize('processes', [2, 3])
 def test_slices_of_the_processes_make_one_process_s_batch(processes, train):
     parts = [
         take(4, Cropped(10), flip=True, train=train, start_step=2, process=process, processes=processes)
@@ -79,65 +79,65 @@ def test_threads_change_nothing():
 
 
 def test_every_epoch_shows_every_example_once_in_another_order():
-    labels = np.concatenate([batch["label"] for batch in take(10)]).reshape(6, 10)
+    labels = np.concatenate([batch['label'] for batch in take(10)]).reshape(6, 10)
     assert (np.sort(labels) == np.arange(10)).all()
     assert len({tuple(epoch) for epoch in labels}) == 6
     assert not (labels[0] == np.arange(10)).all()
 
 
 def test_the_seed_decides_the_order():
-    assert [tuple(b["label"]) for b in take(3)] != [tuple(b["label"]) for b in take(3, seed=4)]
+    assert [tuple(b['label']) for b in take(3)] != [tuple(b['label']) for b in take(3, seed=4)]
 
 
 def test_in_order_and_unchanged_for_evaluation():
     made = take(4, Cropped(10), train=False, flip=True)
-    labels = np.concatenate([batch["label"] for batch in made])
+    labels = np.concatenate([batch['label'] for batch in made])
     np.testing.assert_array_equal(labels, np.arange(24) % 10)
     for batch in made:
-        for image, label in zip(batch["image"], batch["label"], strict=True):
-            np.testing.assert_array_equal(image, Counting(10)[label]["image"])
+        for image, label in zip(batch['image'], batch['label'], strict=True):
+            np.testing.assert_array_equal(image, Counting(10)[label]['image'])
 
 
 def test_a_batch_may_exceed_a_small_folder():
     (batch,) = take(1, Counting(3), batch=12)
-    np.testing.assert_array_equal(np.sort(batch["label"]), np.repeat(np.arange(3), 4))
+    np.testing.assert_array_equal(np.sort(batch['label']), np.repeat(np.arange(3), 4))
 
 
 def test_flips_are_drawn_for_each_example_of_each_epoch():
     made = take(200, flip=True)
-    flipped = np.concatenate([batch["image"][:, 0, 0, 0] > batch["image"][:, 0, -1, 0] for batch in made])
+    flipped = np.concatenate([batch['image'][:, 0, 0, 0] > batch['image'][:, 0, -1, 0] for batch in made])
     assert 0.45 < flipped.mean() < 0.55
-    labels = np.concatenate([batch["label"] for batch in made])
+    labels = np.concatenate([batch['label'] for batch in made])
     assert {(int(label), bool(flip)) for label, flip in zip(labels, flipped, strict=True)} == set(
         itertools.product(range(10), (True, False))
     )
     unflipped = take(3)
-    assert all((batch["image"][:, 0, 0] < batch["image"][:, 0, -1]).all() for batch in unflipped)
+    assert all((batch['image'][:, 0, 0] < batch['image'][:, 0, -1]).all() for batch in unflipped)
 
 
 def test_batches_own_their_memory_and_declare_their_types():
     first, second = take(2)
-    assert first["image"].shape == (6, 4, 4, 3) and first["image"].dtype == np.uint8
-    before = second["image"].copy()
-    first["image"][:] = 0
-    np.testing.assert_array_equal(second["image"], before)
-    assert not np.shares_memory(first["image"], second["image"])
+    assert first['image'].shape == (6, 4, 4, 3) and first['image'].dtype == np.uint8
+    before = second['image'].copy()
+    first['image'][:] = 0
+    np.testing.assert_array_equal(second['image'], before)
+    assert not np.shares_memory(first['image'], second['image'])
     (fresh,) = take(1)
-    assert fresh["image"].any()
+    assert fresh['image'].any()
 
 
 def test_without_arrays_there_are_pictures_alone():
-    assert set(next(pipeline.batches(Counting(4), seed=0, batch=2))) == {"image"}
+    assert set(next(pipeline.batches(Counting(4), seed=0, batch=2))) == {'image'}
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ('options', 'words'),
     [
-        ({"processes": 4}, "multiple of 4"),
-        ({"batch": 0}, "batch of 0"),
-        ({"process": 2, "processes": 2}, "process 2 of 2"),
-        ({"start_step": -1}, "start_step=-1"),
-        ({"source": Counting(0)}, "no examples"),
+        ({'processes': 4}, 'multiple of 4'),
+        ({'batch': 0}, 'batch of 0'),
+        ({'process': 2, 'processes': 2}, 'process 2 of 2'),
+        ({'start_step': -1}, 'start_step=-1'),
+        ({'source': Counting(0)}, 'no examples'),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, words):
@@ -148,7 +148,7 @@ def test_options_that_make_no_sense_are_refused(options, words):
 def test_an_error_of_the_source_reaches_the_caller():
     class Broken(Counting):
         def __getitem__(self, index):
-            raise ValueError("the disk is gone")
+            raise ValueError('the disk is gone')
 
-    with pytest.raises(ValueError, match="the disk is gone"):
+    with pytest.raises(ValueError, match='the disk is gone'):
         take(1, Broken(5))

@@ -34,7 +34,7 @@ def test_formula_and_first_channels():
     np.testing.assert_allclose(output(scale=3.0, channels=3), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("t, acts", [(0.1, False), (0.2, True), (0.6, True), (0.7, False)])
+@pytest.mark.parametrize('t, acts', [(0.1, False), (0.2, True), (0.6, True), (0.7, False)])
 def test_interval(t, acts):
     difference = np.abs(output(t, scale=3.0, low=0.2, high=0.6) - POSITIVE).max()
     assert (difference > 0.1) == acts

@@ -9,11 +9,11 @@ from jaxgen.diffusion import path as paths
 from jaxgen.diffusion import prediction as predictions
 
 PATHS = {
-    "linear": paths.Linear(),
-    "gvp": paths.Gvp(),
-    "vp": paths.VariancePreserving(),
-    "cosine": paths.VariancePreserving("cosine"),
-    "ve": paths.VarianceExploding(),
+    'linear': paths.Linear(),
+    'gvp': paths.Gvp(),
+    'vp': paths.VariancePreserving(),
+    'cosine': paths.VariancePreserving('cosine'),
+    've': paths.VarianceExploding(),
 }
 
 
@@ -26,7 +26,7 @@ def test_training_steps_are_ddpms():
     assert path.alpha(jnp.zeros(())) == 1 and path.sigma(jnp.zeros(())) == 0
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize('name', PATHS)
 def test_time_inverts_log_snr(name):
     with jax.enable_x64(True):
         t = jnp.linspace(0.02, 0.98, 97, dtype=jnp.float64)
@@ -34,8 +34,8 @@ def test_time_inverts_log_snr(name):
         np.testing.assert_allclose(path.time(paths.log_snr(path, t)), t, rtol=1e-9)
 
 
-@pytest.mark.parametrize("output", predictions.OUTPUTS)
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize('output', predictions.OUTPUTS)
+@pytest.mark.parametrize('name', PATHS)
 def test_every_prediction_converts(name, output):
     path = PATHS[name]
     with jax.enable_x64(True):
@@ -43,14 +43,16 @@ def test_every_prediction_converts(name, output):
         data, noise = jnp.asarray(rng.normal(size=(2, 5, 4, 4, 3)))
         t = jnp.linspace(0.1, 0.9, 5)
         x = paths.interpolate(path, data, noise, t)
-        for time in ("unit", "reversed"):
+        for time in ('unit', 'reversed'):
             rule = predictions.Prediction(output, time)
             estimate = rule.estimate(path, x, t, rule.target(path, data, noise, t))
             slope = [paths.per_example(f(path, t), x) for f in (paths.d_alpha, paths.d_sigma)]
             np.testing.assert_allclose(estimate.data, data, atol=1e-6)
             np.testing.assert_allclose(estimate.noise, noise, atol=1e-6)
             np.testing.assert_allclose(estimate.velocity, slope[0] * data + slope[1] * noise, atol=1e-4)
-            np.testing.assert_allclose(estimate.score, -noise / paths.per_example(path.sigma(t), x), atol=1e-4)
+            np.testing.assert_allclose(
+                estimate.score, -noise / paths.per_example(path.sigma(t), x), atol=1e-4
+            )
 
 
 def test_estimates_are_finite_at_both_ends():
@@ -64,9 +66,9 @@ def test_estimates_are_finite_at_both_ends():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="training steps"):
-        predictions.build(time="steps", path=paths.Linear())
-    with pytest.raises(ValueError, match="learned_variance"):
+    with pytest.raises(ValueError, match='training steps'):
+        predictions.build(time='steps', path=paths.Linear())
+    with pytest.raises(ValueError, match='learned_variance'):
         predictions.build(learned_variance=True, path=paths.Linear())
-    with pytest.raises(ValueError, match="betas"):
-        paths.build("vp", betas="sqrt")
+    with pytest.raises(ValueError, match='betas'):
+        paths.build('vp', betas='sqrt')

@@ -34,12 +34,13 @@ def gaussian_flow(path, prediction) -> tuple[Denoiser, callable]:
     return network_denoiser(network, path, prediction), exact
 
 
-@pytest.mark.parametrize("path", [paths.Linear(), paths.Gvp()], ids=["linear", "gvp"])
-@pytest.mark.parametrize("solver, order", [(euler.build(), 1), (heun.build(), 2), (ddim.build(), 1)],
-                         ids=["euler", "heun", "ddim"])
+@pytest.mark.parametrize('path', [paths.Linear(), paths.Gvp()], ids=['linear', 'gvp'])
+@pytest.mark.parametrize(
+    'solver, order', [(euler.build(), 1), (heun.build(), 2), (ddim.build(), 1)], ids=['euler', 'heun', 'ddim']
+)
 def test_order_of_convergence(path, solver, order):
     with jax.enable_x64(True):
-        denoiser, exact = gaussian_flow(path, Prediction("velocity", "unit"))
+        denoiser, exact = gaussian_flow(path, Prediction('velocity', 'unit'))
         first, last = jnp.float64(0.9), jnp.float64(0.2)
         x = jnp.linspace(-2, 2, 5)[:, None]
         keys = jax.random.split(jax.random.key(0), 5)
@@ -56,7 +57,7 @@ def test_order_of_convergence(path, solver, order):
 
 
 def test_ddim_with_noise_keeps_the_marginal():
-    path, prediction = paths.VariancePreserving(), Prediction("noise", "unit")
+    path, prediction = paths.VariancePreserving(), Prediction('noise', 'unit')
     denoiser, _ = gaussian_flow(path, prediction)
     keys = jax.random.split(jax.random.key(1), 4000)
     x = jax.random.normal(jax.random.key(2), (4000, 1))
@@ -65,10 +66,13 @@ def test_ddim_with_noise_keeps_the_marginal():
 
 
 def test_steps_are_traced_and_a_fixed_count_has_gradients():
-    denoiser, _ = gaussian_flow(paths.Linear(), Prediction("velocity", "unit"))
+    denoiser, _ = gaussian_flow(paths.Linear(), Prediction('velocity', 'unit'))
     keys, x = jax.random.split(jax.random.key(0), 3), jnp.ones((3, 1))
-    solve = jax.jit(lambda n, shift: loop.solve(denoiser, heun.build(), lambda i, m: spacing.uniform(i, m, shift),
-                                                n, x, None, keys))
+    solve = jax.jit(
+        lambda n, shift: loop.solve(
+            denoiser, heun.build(), lambda i, m: spacing.uniform(i, m, shift), n, x, None, keys
+        )
+    )
     for steps in (3, 7):
         solve(jnp.int32(steps), jnp.float32(steps))
     assert solve._cache_size() == 1
@@ -82,11 +86,18 @@ def test_steps_are_traced_and_a_fixed_count_has_gradients():
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
+@pytest.mark.parametrize('betas', ['linear', 'scaled_linear'])
 def test_ddim_follows_diffusers(betas):
-    diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
-    scheduler = diffusers.DDIMScheduler(1000, 1e-4, 2e-2, beta_schedule=betas, clip_sample=False,
-                                        set_alpha_to_one=True, timestep_spacing="trailing")
+    diffusers, torch = pytest.importorskip('diffusers'), pytest.importorskip('torch')
+    scheduler = diffusers.DDIMScheduler(
+        1000,
+        1e-4,
+        2e-2,
+        beta_schedule=betas,
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing='trailing',
+    )
     scheduler.set_timesteps(20)
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(2, 4)).astype(np.float32), rng.normal(size=(4, 4)).astype(np.float32) / 4
@@ -94,18 +105,29 @@ def test_ddim_follows_diffusers(betas):
     for step in scheduler.timesteps:
         out = np.sin(theirs.numpy() @ weight + float(step) / 300)
         theirs = scheduler.step(torch.tensor(out), step, theirs, eta=0.0).prev_sample
-    path, prediction = paths.VariancePreserving(betas), Prediction("noise", "steps")
-    denoiser = network_denoiser(lambda x, t, cond: (jnp.sin(x @ weight + t[:, None] / 300), {}, None), path, prediction)
-    ours = loop.solve(denoiser, ddim.build(), spacing.uniform, 20, jnp.asarray(x), None,
-                      jax.random.split(jax.random.key(0), 2))
+    path, prediction = paths.VariancePreserving(betas), Prediction('noise', 'steps')
+    denoiser = network_denoiser(
+        lambda x, t, cond: (jnp.sin(x @ weight + t[:, None] / 300), {}, None), path, prediction
+    )
+    ours = loop.solve(
+        denoiser,
+        ddim.build(),
+        spacing.uniform,
+        20,
+        jnp.asarray(x),
+        None,
+        jax.random.split(jax.random.key(0), 2),
+    )
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4 * np.abs(theirs.numpy()).max())
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("solver, name", [(euler.build(), "FlowMatchEulerDiscreteScheduler"),
-                                          (heun.build(), "FlowMatchHeunDiscreteScheduler")])
+@pytest.mark.parametrize(
+    'solver, name',
+    [(euler.build(), 'FlowMatchEulerDiscreteScheduler'), (heun.build(), 'FlowMatchHeunDiscreteScheduler')],
+)
 def test_flow_follows_diffusers(solver, name):
-    diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
+    diffusers, torch = pytest.importorskip('diffusers'), pytest.importorskip('torch')
     scheduler = getattr(diffusers, name)(shift=1.0)
     scheduler.set_timesteps(10)
     rng = np.random.default_rng(0)
@@ -114,9 +136,21 @@ def test_flow_follows_diffusers(solver, name):
     for step in scheduler.timesteps:
         out = np.sin(theirs.numpy() @ weight + float(step) / 1000)
         theirs = scheduler.step(torch.tensor(out), step, theirs).prev_sample
-    sigmas = jnp.asarray(dict.fromkeys(scheduler.sigmas.tolist()) and sorted(set(scheduler.sigmas.tolist()))[::-1])
-    denoiser = network_denoiser(lambda x, t, cond: (jnp.sin(x @ weight + t[:, None] / 1000), {}, None),
-                                paths.Linear(), Prediction("velocity", "thousand"))
-    ours = loop.solve(denoiser, solver, lambda i, n: sigmas[i], 10, jnp.asarray(x), None,
-                      jax.random.split(jax.random.key(0), 2))
+    sigmas = jnp.asarray(
+        dict.fromkeys(scheduler.sigmas.tolist()) and sorted(set(scheduler.sigmas.tolist()))[::-1]
+    )
+    denoiser = network_denoiser(
+        lambda x, t, cond: (jnp.sin(x @ weight + t[:, None] / 1000), {}, None),
+        paths.Linear(),
+        Prediction('velocity', 'thousand'),
+    )
+    ours = loop.solve(
+        denoiser,
+        solver,
+        lambda i, n: sigmas[i],
+        10,
+        jnp.asarray(x),
+        None,
+        jax.random.split(jax.random.key(0), 2),
+    )
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4 * np.abs(theirs.numpy()).max())

@@ -14,9 +14,12 @@ DDPM = {'name': 'vp'}, {'output': 'noise', 'time': 'steps'}, 'ddim'
 
 @pytest.mark.parametrize('path, prediction, solver', [FLOW, DDPM], ids=['flow', 'ddpm'])
 def test_what_the_request_keeps(path, prediction, solver):
-    made = tiny.build(model={'name': 'dit', 'patch': 4, 'hidden': 16, 'depth': 1, 'heads': 2},
-                      path=path, prediction=prediction,
-                      sampler={'name': 'diffusion', 'solver': {'name': solver}, 'steps': 10})
+    made = tiny.build(
+        model={'name': 'dit', 'patch': 4, 'hidden': 16, 'depth': 1, 'heads': 2},
+        path=path,
+        prediction=prediction,
+        sampler={'name': 'diffusion', 'solver': {'name': solver}, 'steps': 10},
+    )
     params, keys = tiny.randomised(made), jax.random.split(jax.random.key(1), 2)
     cond = {'label': jnp.array([1, 2]), 'drop': jnp.zeros(2, bool)}
     init = jax.random.uniform(jax.random.key(2), (2, 8, 8, 3), minval=-1)

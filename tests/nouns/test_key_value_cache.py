@@ -21,8 +21,10 @@ class Block(nn.Module):
     def __call__(self, x_BLD, start, *, per_layer=None, train=False):
         q, k, v = (Linear((HEADS, WIDTH // HEADS), name=name)(x_BLD) for name in ('query', 'key', 'value'))
         if per_layer is not None:
-            k, v = (jax.lax.dynamic_update_slice_in_dim(per_layer[name], new, start, 1)
-                    for name, new in (('key', k), ('value', v)))
+            k, v = (
+                jax.lax.dynamic_update_slice_in_dim(per_layer[name], new, start, 1)
+                for name, new in (('key', k), ('value', v))
+            )
         expose(self, 'key', k)
         expose(self, 'value', v)
         seen_LM = jnp.arange(k.shape[1]) <= start + jnp.arange(q.shape[1])[:, None]

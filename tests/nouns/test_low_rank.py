@@ -54,17 +54,21 @@ def test_low_rank_query_kernels(tmp_path):
     made = tiny.build(
         data={'classes': None, 'captions': True},
         conditioner={'name': 'captions', 'width': 16, 'depth': 1, 'length': 8},
-        model={'name': 'pixart', 'patch': 4, 'hidden': 16, 'depth': 2, 'heads': 2}, path={}, prediction={},
-        sampler={'name': 'diffusion', 'solver': {'name': 'euler'}, 'steps': 2})
+        model={'name': 'pixart', 'patch': 4, 'hidden': 16, 'depth': 2, 'heads': 2},
+        path={},
+        prediction={},
+        sampler={'name': 'diffusion', 'solver': {'name': 'euler'}, 'steps': 2},
+    )
     params, key = tiny.randomised(made), jax.random.key(1)
     still, moving = ({**params, 'model': adapted(params['model'], key, scale)} for scale in (0.0, 0.5))
     assert [kernel.a.shape for kernel in kernels(moving)] == [(2, 16, RANK)] * 2
     merged = jax.tree.map(lambda node: getattr(node, 'merged', node), moving, is_leaf=is_low_rank)
 
-    generate = make_generator(made, make_mesh({'data': -1}), 8)
+    generate = make_generator(made, make_mesh({}, jax.devices()[:1]), 4)
     plain, same, other, folded = (
-        generate(tree, [{'caption': 'the sea'}] * 8, range(8), made.sampler.knobs()).astype(int)
-        for tree in (params, still, moving, merged))
+        generate(tree, [{'caption': 'the sea'}] * 4, range(4), made.sampler.knobs()).astype(int)
+        for tree in (params, still, moving, merged)
+    )
     np.testing.assert_array_equal(same, plain)
     np.testing.assert_allclose(folded, other, atol=1)
     assert np.abs(other - plain).max() > 1

@@ -45,24 +45,33 @@ def build_objective(networks: dict, tokenizer: Any):
         loss = jax.nn.softplus(-judged(params, generated(params, x)))
         return loss.sum(), jnp.float32(loss.size), state, {}
 
-    phases = (Phase('critic', ('critic',), critic),
-              Phase('generator', ('model',), generator, when=lambda step: step % 5 == 0))
+    phases = (
+        Phase('critic', ('critic',), critic),
+        Phase('generator', ('model',), generator, when=lambda step: step % 5 == 0),
+    )
     return Objective(phases, init=lambda key: {'norm': jnp.float32(1)})
 
 
 def test_each_phase_moves_its_own(tmp_path):
     made = tiny.build(
-        model={'name': f'{__name__}:Conv'}, objective={'name': f'{__name__}:build_objective'},
+        model={'name': f'{__name__}:Conv'},
+        objective={'name': f'{__name__}:build_objective'},
         networks={'critic': {'module': {'name': f'{__name__}:Conv', 'features': 1}, 'ema': False}},
         optimizer={'clip': 0.0, 'phases': {'generator': {'name': 'sgd', 'options': {'momentum': 0.9}}}},
-        train={'steps': STEPS, 'save_every': 1, 'keep': STEPS})
+        train={'steps': STEPS, 'save_every': 1, 'keep': STEPS},
+    )
     record, program = train.run(made, tmp_path), assemble(made)
     assert {'critic/loss', 'generator/loss'} <= set(record['metrics'])
     with Checkpoints(tmp_path / 'checkpoints', read_only=True) as checkpoints:
         walk = [program.fresh()[0].trees()]
         walk += [checkpoints.restore(step, program.abstract.trees()) for step in checkpoints.steps()]
-    moved = {name: [fingerprint(old['params'][name]) != fingerprint(new['params'][name])
-                    for old, new in zip(walk, walk[1:])] for name in ('critic', 'model')}
+    moved = {
+        name: [
+            fingerprint(old['params'][name]) != fingerprint(new['params'][name])
+            for old, new in zip(walk, walk[1:])
+        ]
+        for name in ('critic', 'model')
+    }
     assert moved == {'critic': [True] * STEPS, 'model': [True, False, False, False, False, True]}
     assert set(walk[-1]['ema']) == {'model'}
 
@@ -70,6 +79,8 @@ def test_each_phase_moves_its_own(tmp_path):
     for state in walk[1:]:
         norm = DECAY * norm + (1 - DECAY) * ((next(source)['image'] / 127.5 - 1) ** 2).mean()
         assert float(state['state']['norm']) == pytest.approx(norm, rel=1e-5)
-    counts = {phase: {int(leaf) for leaf in jax.tree.leaves(tree) if leaf.ndim == 0}
-              for phase, tree in walk[-1]['optimizer'].items()}
+    counts = {
+        phase: {int(leaf) for leaf in jax.tree.leaves(tree) if leaf.ndim == 0}
+        for phase, tree in walk[-1]['optimizer'].items()
+    }
     assert counts == {'critic': {STEPS}, 'generator': {2}}

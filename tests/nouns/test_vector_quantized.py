@@ -71,9 +71,11 @@ def build_objective(tokenizer: Any):
 
 
 def autoencoder(steps):
-    return tiny.build(tokenizer={'name': f'{__name__}:Tokenizer'},
-                      objective={'name': f'{__name__}:build_objective'},
-                      train={'steps': steps, 'log_every': 8})
+    return tiny.build(
+        tokenizer={'name': f'{__name__}:Tokenizer'},
+        objective={'name': f'{__name__}:build_objective'},
+        train={'steps': steps, 'log_every': 8},
+    )
 
 
 def test_trains_and_resumes_with_its_codebook(tmp_path):

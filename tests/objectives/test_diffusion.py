@@ -36,8 +36,9 @@ def objective(network, walk, predict, **settings):
 
 def given_draws(draws):
     """What the objective draws its numbers from, with the numbers given by purpose."""
-    return types.SimpleNamespace(fold=lambda keys, purpose: purpose,
-                                 draw=lambda sampler, purpose, shape=(): draws[purpose])
+    return types.SimpleNamespace(
+        fold=lambda keys, purpose: purpose, draw=lambda sampler, purpose, shape=(): draws[purpose]
+    )
 
 
 @pytest.fixture
@@ -46,16 +47,19 @@ def authors_case(monkeypatch):
     given = {name: jnp.asarray(array) for name, array in make_dit_loss.inputs().items()}
 
     def run(output, example):
-        steps = make_dit_loss.STEPS[example:example + 1]
-        draws = {'noise': given['noise'][example:example + 1], 'time': jnp.float32((steps + 0.5) / 1000),
-                 'drop': jnp.ones(1)}
+        steps = make_dit_loss.STEPS[example : example + 1]
+        draws = {
+            'noise': given['noise'][example : example + 1],
+            'time': jnp.float32((steps + 0.5) / 1000),
+            'drop': jnp.ones(1),
+        }
         monkeypatch.setattr(diffusion, 'random', given_draws(draws))
 
         def network(params, x, t, cond, train):
             np.testing.assert_allclose(t, steps, atol=1e-3)
             return params, {}, None
 
-        batch = {'latents': given['data'][example:example + 1]}
+        batch = {'latents': given['data'][example : example + 1]}
         loss = objective(network, *ddpm(), times='discrete')
         total, weight, _, metrics = loss({'model': output[None]}, {}, FROZEN, batch, None, 0)
         assert weight == 1
@@ -98,8 +102,14 @@ def test_flow_matching_by_hand():
 
     for time, sign in (('thousand', 1), ('reversed', -1)):
         loss = objective(network, walk, prediction.build('velocity', time, path=walk))
-        total, weight, state, metrics = loss({'model': jnp.full((2, 4, 4, 3), 0.5)}, {'kept': 1}, FROZEN,
-                                             {'latents': jnp.asarray(data)}, keys, 0)
+        total, weight, state, metrics = loss(
+            {'model': jnp.full((2, 4, 4, 3), 0.5)},
+            {'kept': 1},
+            FROZEN,
+            {'latents': jnp.asarray(data)},
+            keys,
+            0,
+        )
         t = seen['t'] / 1000 if time == 'thousand' else 1 - seen['t']
         drawn = random.draw(jax.random.normal, random.fold(keys, 'noise'), (4, 4, 3))
         noisy = (1 - t)[:, None, None, None] * data + t[:, None, None, None] * drawn
@@ -113,8 +123,10 @@ def test_flow_matching_by_hand():
         assert sum(q[1] for q in quarters) == 2
 
 
-@pytest.mark.parametrize('times, low, high, mean', [('uniform', 0, 1, 0.5), ('discrete', 0.001, 1, 0.5005),
-                                                    ('logit_normal', 0, 1, 0.5)])
+@pytest.mark.parametrize(
+    'times, low, high, mean',
+    [('uniform', 0, 1, 0.5), ('discrete', 0.001, 1, 0.5005), ('logit_normal', 0, 1, 0.5)],
+)
 def test_times_and_drops_are_drawn_in_their_ranges(times, low, high, mean):
     count, seen = 4096, {}
 
@@ -148,20 +160,29 @@ def test_logit_normal_moves_with_its_mean_and_spread():
 def test_draws_of_an_example_do_not_depend_on_its_batch():
     keys = jax.random.split(jax.random.key(3), 4)
     walk = path.build('linear')
-    loss = objective(lambda params, x, t, cond, train: (jnp.sin(x) * cond['drop'][:, None], {}, None), walk,
-                     prediction.build('velocity', path=walk), drop=0.5)
+    loss = objective(
+        lambda params, x, t, cond, train: (jnp.sin(x) * cond['drop'][:, None], {}, None),
+        walk,
+        prediction.build('velocity', path=walk),
+        drop=0.5,
+    )
     latents = jnp.asarray(normal('data', (4, 6)))
     together = loss({'model': None}, {}, FROZEN, {'latents': latents}, keys, 0)[0]
-    alone = [loss({'model': None}, {}, FROZEN, {'latents': latents[i:i + 1]}, keys[i:i + 1], 0)[0]
-             for i in range(4)]
+    alone = [
+        loss({'model': None}, {}, FROZEN, {'latents': latents[i : i + 1]}, keys[i : i + 1], 0)[0]
+        for i in range(4)
+    ]
     np.testing.assert_allclose(together, sum(alone), rtol=1e-6)
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'times': 'sometimes'}, 'uniform, discrete, logit_normal'),
-    ({'times': 'discrete'}, "set path.name='vp'"),
-    ({'drop': 1.0}, r'objective.drop is 1.0'),
-])
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'times': 'sometimes'}, 'uniform, discrete, logit_normal'),
+        ({'times': 'discrete'}, "set path.name='vp'"),
+        ({'drop': 1.0}, r'objective.drop is 1.0'),
+    ],
+)
 def test_what_does_not_fit_is_refused(changes, message):
     walk = path.build('linear')
     with pytest.raises(ValueError, match=message):
@@ -181,10 +202,13 @@ def test_a_small_network_learns():
     loss = diffusion.build({'model': network}, walk, predict, labels.build(3), pixels.build(8)).phases[0].loss
     optimizer = optax.adam(0.02)
 
+    def value_of(table, keys):
+        return loss({'model': table}, {}, FROZEN, batch, keys, 0)[0]
+
     def step(carry, index):
         table, state = carry
         keys = random.split_examples(jax.random.fold_in(jax.random.key(1), index), batch['label'])
-        value, gradient = jax.value_and_grad(lambda t: loss({'model': t}, {}, FROZEN, batch, keys, 0)[0])(table)
+        value, gradient = jax.value_and_grad(value_of)(table, keys)
         updates, state = optimizer.update(gradient, state)
         return (table + updates, state), value / 3
 

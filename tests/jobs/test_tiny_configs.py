@@ -1,0 +1,121 @@
+"""Every config's `:tiny` trains, stops, goes on, samples, plans and, where it has a metric, evaluates."""
+
+import functools
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from configurations import NAMES, configuration
+from PIL import Image
+
+from jaxgen import recipe
+from jaxgen.jobs import evaluate, plan, sample, train
+from jaxgen.program import assemble
+
+PICTURES = 3
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch, tmp_path_factory):
+    """Two devices, and programs compiled without optimisation: compiling is most of the time here."""
+    monkeypatch.setenv('JAXGEN_DATA_DIR', str(tmp_path_factory.getbasetemp() / 'data'))
+    for job in (evaluate, plan, sample, train):
+        monkeypatch.setattr(job, 'assemble', functools.partial(assemble, devices=jax.devices()[:2]))
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def lines(workdir):
+    """The run's metrics without what a clock says."""
+    records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k not in ('time', 'images_per_second')} for record in records]
+
+
+def check_training(built, workdir):
+    record = train.run(built, workdir)
+    written = read(workdir / 'train.json')
+    assert written['step'] == record['step'] == 3
+    assert written['config']['train']['steps'] == 3
+    assert written['fingerprints'] == record['fingerprints']
+    assert set(record['fingerprints']) == {'params', 'optimizer', 'ema', 'state'}
+    assert all(len(bytes.fromhex(digest)) == 32 for digest in record['fingerprints'].values())
+    assert {'denoise/loss', 'denoise/gradient_norm', 'held_out/loss'} <= set(record['metrics'])
+    assert all(np.isfinite(value) for value in record['metrics'].values())
+    assert [line['step'] for line in lines(workdir) if 'denoise/loss' in line] == [1, 2, 3]
+    with Image.open(workdir / 'pictures' / '0000003.png') as picture:
+        assert picture.format == 'PNG'
+    return record
+
+
+def check_complete_run_is_left_alone(built, workdir, record):
+    before = (workdir / 'train.json').read_bytes(), (workdir / 'metrics.jsonl').read_bytes()
+    again = train.run(built, workdir)
+    assert again['fingerprints'] == record['fingerprints'] and again['metrics'] == record['metrics']
+    assert before == ((workdir / 'train.json').read_bytes(), (workdir / 'metrics.jsonl').read_bytes())
+
+
+def check_resuming_changes_nothing(built, workdir, record, interrupted):
+    """As if the run had been killed after its checkpoint of step 2, in the midst of the third step."""
+    shutil.copytree(workdir, interrupted)
+    shutil.rmtree(interrupted / 'checkpoints' / '3')
+    (interrupted / 'train.json').unlink()
+    resumed = train.run(built, interrupted)
+    assert resumed['fingerprints'] == record['fingerprints']
+    assert lines(interrupted) == lines(workdir)
+
+
+def check_sampling(built, workdir):
+    prompt = built.conditioner.describe(built.source('train')[0]).removeprefix('class ')
+    knobs = 'steps=1,guidance=2.5'
+    record = sample.run(built, workdir, prompt=[prompt], seed=5, count=PICTURES, knobs=knobs)
+    written, resolution = read(workdir / 'sample.json'), built.config['data']['resolution']
+    assert written['checkpoint'] == 3 and written['seeds'] == [5, 6, 7]
+    assert written['knobs']['steps'] == 1 and written['knobs']['guidance'] == 2.5
+    assert written['prompts'] == record['prompts'] and prompt in written['prompts'][0]
+    assert len(written['files']) == PICTURES
+    images = []
+    for file in written['files']:
+        with Image.open(workdir / file) as picture:
+            assert picture.format == 'PNG' and picture.size == (resolution, resolution)
+            images.append(np.asarray(picture))
+    assert (images[0] != images[1]).any()
+    assert (workdir / written['grid']).exists()
+
+
+def check_planning(built, workdir):
+    plan.run(built, workdir, compile_step=False)
+    written = read(workdir / 'plan.json')
+    shapes = jax.eval_shape(built.init, jax.random.key(0))
+    counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in shapes.items()}
+    assert written['parameters'] == counts
+    assert written['parameters_total'] == sum(counts.values())
+    assert written['devices'] == 2 and written['bytes_per_device']['parameters'] > 0
+    assert written['phases']['denoise']['flops_per_step'] > 3 * 2 * counts['model']
+
+
+def check_evaluating(built, workdir):
+    record = evaluate.run(built, workdir, knobs='steps=1')
+    written = read(workdir / 'evaluate.json')
+    assert written['metrics'] == record['metrics'] and written['checkpoint'] == 3
+    assert all(0 <= value <= 1 for value in written['metrics'].values())
+    assert written['images'] == len(built.metric.examples())
+    assert (workdir / written['grid']).exists()
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_tiny(name, tmp_path):
+    built, workdir = recipe.build(configuration(name)), tmp_path / 'run'
+    record = check_training(built, workdir)
+    check_complete_run_is_left_alone(built, workdir, record)
+    check_resuming_changes_nothing(built, workdir, record, tmp_path / 'interrupted')
+    check_sampling(built, workdir)
+    check_planning(built, workdir)
+    if built.metric is not None:
+        check_evaluating(built, workdir)
