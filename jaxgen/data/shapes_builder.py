@@ -108,9 +108,8 @@ def _clear_unfinished(folder: epath.Path) -> None:
 def prepare(data_dir: str, sizes: Sizes) -> JaxgenShapes:
     """The data set below `data_dir`, written there where it is not yet; many processes may call at once."""
     root = epath.Path(data_dir).expanduser()
-    builder = JaxgenShapes(sizes, str(root))
-    if builder.is_prepared():
-        return builder
+    if JaxgenShapes(sizes, str(root)).is_prepared():
+        return JaxgenShapes(sizes, str(root))  # anew: one made before the last write ended knows no splits
     with _alone(root):
         builder = JaxgenShapes(sizes, str(root))  # looks again: another process may have written it meanwhile
         if builder.is_prepared():
