@@ -10,6 +10,8 @@ tens of thousands. `:tiny` runs on synthetic data in seconds.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+VARIANTS = ('', 'tiny')
+
 
 def get_config(variant: str = '') -> ConfigDict:
     """'' is the recipe, 'tiny' its miniature."""

@@ -11,6 +11,8 @@ Expect: nothing measured yet at this size; configs/quickstart.py is the same sys
 
 from ml_collections import ConfigDict
 
+VARIANTS = ('', 'tiny')
+
 
 def get_config(variant: str = '') -> ConfigDict:
     """'' is the recipe, 'tiny' its miniature on synthetic data."""

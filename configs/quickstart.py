@@ -2,25 +2,31 @@
 
 from ml_collections import ConfigDict
 
+VARIANTS = ('', 'tiny')
+
 
 def get_config(variant: str = '') -> ConfigDict:
     """'' is the quick start, 'tiny' its seconds-long miniature."""
     config = ConfigDict()
-    config.data = dict(name='shapes', resolution=32, examples=20_000)
+    config.data = dict(name='shapes', resolution=32, examples=20_000, objects=(1, 2))
     config.held_out = dict(split='test')
     config.tokenizer = dict(name='pixels')
-    config.conditioner = dict(name='captions', length=48, width=128, depth=2, heads=4)
+    config.conditioner = dict(name='captions', length=28, width=128, depth=3, heads=4)
     config.path = dict(name='linear')
     config.prediction = dict(output='velocity', time='thousand')
-    config.model = dict(name='pixart', patch=4, hidden=192, depth=6, heads=6)
-    config.objective = dict(name='diffusion', times='logit_normal', drop=0.1)
-    config.sampler = dict(name='diffusion', solver=dict(name='heun'), steps=20, guidance=3.0)
+    # Unrolled layers are a tenth faster on a CPU than scanned ones.
+    config.model = dict(name='pixart', patch=4, hidden=160, depth=6, heads=5, scan=False)
+    # Flat shapes show through noise almost to t = 1, so only the noisiest times have to read the caption.
+    config.objective = dict(name='diffusion', times='logit_normal', mean=1.0, drop=0.1)
+    config.sampler = dict(name='diffusion', solver=dict(name='euler'), steps=20, guidance=3.0, shift=3.0)
     config.metric = dict(name='alignment')
-    config.optimizer = dict(name='adamw', learning_rate=1e-3, schedule='cosine', warmup=100)
-    config.ema = dict(decay=0.999)
+    config.optimizer = dict(
+        name='muon', learning_rate=2e-3, schedule='cosine', warmup=50, options=dict(consistent_rms=0.5)
+    )
+    config.ema = dict(decay=0.99)
     config.mesh = dict(data=-1)
     config.train = dict(
-        steps=3000, batch=64, log_every=50, held_out_every=500, sample_every=500, save_every=500
+        steps=1800, batch=32, log_every=50, held_out_every=600, sample_every=600, save_every=300
     )
     if variant == 'tiny':
         config.data.examples = 64

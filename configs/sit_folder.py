@@ -10,6 +10,8 @@ Expect: smoother losses than dit_folder's and usable pictures at half its sampli
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+VARIANTS = ('', 'tiny')
+
 
 def get_config(variant: str = '') -> ConfigDict:
     """'' is the recipe, 'tiny' its miniature."""

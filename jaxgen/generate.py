@@ -20,6 +20,12 @@ from jaxgen.training import sharding
 Example = Mapping[str, Any]
 
 
+def _sized(recipe: Recipe, examples: Sequence[Example] | None) -> list[Example] | None:
+    """Examples that say no size are drawn at the recipe's."""
+    side = recipe.config['data']['resolution']
+    return None if examples is None else [{'size': (side, side), **example} for example in examples]
+
+
 def make_generator(recipe: Recipe, mesh: Mesh, batch: int) -> Callable[..., np.ndarray]:
     """`generate(params, examples, seeds, knobs, negatives=None) -> images` of uint8, any number of them.
 
@@ -55,6 +61,7 @@ def make_generator(recipe: Recipe, mesh: Mesh, batch: int) -> Callable[..., np.n
         negatives: Sequence[Example] | None = None,
         progress: Callable[[int], None] = lambda count: None,
     ) -> np.ndarray:
+        examples, negatives = _sized(recipe, examples), _sized(recipe, negatives)
         images = []
         for start in range(0, len(examples), batch):
             rows = [min(i, len(examples) - 1) for i in range(start, start + batch)][mine]

@@ -76,7 +76,9 @@ def run(path: str, overrides: Sequence[str], mode: str, workdir: str, options: d
     from jaxgen import recipe
 
     built = recipe.build(config)
-    folder = epath.Path(workdir or f'runs/{os.path.basename(path).replace(".py", "").replace(":", "_")}')
+    folder = epath.Path(
+        workdir or f'runs/{os.path.basename(path).replace(".py", "").replace(":", "_")}'
+    ).expanduser()
     for name, job in jobs.items():
         logging.getLogger('jaxgen').info('%s in %s', name, folder)
         given = {key: flag.value for key, flag in options.items() if key in inspect.signature(job).parameters}
@@ -92,12 +94,15 @@ def load_config(argument: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ValueError('--config is missing; for example --config=configs/quickstart.py.')
     path, _, variant = argument.partition(':')
     installed = os.path.join(os.path.dirname(__file__), 'configs', os.path.basename(path))
-    file = path if os.path.exists(path) else installed
-    if not os.path.exists(file):
+    file = path if os.path.isfile(path) else installed
+    if not os.path.isfile(file):
         raise ValueError(f'there is no config file {path}.')
     spec = importlib.util.spec_from_file_location('jaxgen_config', file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if variant not in module.VARIANTS:
+        variants = ', '.join(f"'{name}'" for name in module.VARIANTS)
+        raise ValueError(f"{path} has no variant '{variant}'; it has {variants}.")
     config = module.get_config(variant).to_dict()
     for override in overrides:
         keys, equals, text = override.partition('=')

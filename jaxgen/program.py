@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from jaxgen import keys as random
 from jaxgen.objectives import Phase
@@ -40,20 +40,30 @@ class Program:
         shapes = jax.eval_shape(self._fresh, jax.random.key(0))[1]
         return jax.tree.map(_with_sharding, shapes, sharding.place(shapes, self.recipe.rules, self.mesh))
 
-    def fresh(self) -> tuple[TrainState, dict[str, Any]]:
-        """A new state and the frozen networks, drawn where they belong; `init_from` is loaded over them."""
-        where = jax.tree.map(lambda leaf: leaf.sharding, (self.abstract, self.abstract_frozen))
+    def fresh(self) -> TrainState:
+        """A new state, drawn where it belongs; `init_from` is loaded over it."""
+        state = self._draw(0, self.abstract)
+        loaded = self._loaded(state.params)
+        averages = {name: ema.init(tree) for name, tree in loaded.items() if name in state.ema}
+        return state.replace(params={**state.params, **loaded}, ema={**state.ema, **averages})
+
+    def frozen(self) -> dict[str, Any]:
+        """The networks that no phase trains, as `init_from` or the seed gives them."""
+        networks = self._draw(1, self.abstract_frozen)['networks']
+        return {'networks': {**networks, **self._loaded(networks)}}
+
+    def _draw(self, part: int, abstract: Any) -> Any:
+        where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         with jax.set_mesh(self.mesh):
-            state, frozen = jax.jit(self._fresh, out_shardings=where)(jax.random.key(self.recipe.train.seed))
-        for name, network in self.recipe.networks.items():
-            if network.init_from:
-                loaded = load_params(self, network.init_from, names=(name,))[name]
-                if name in state.params:
-                    average = {name: ema.init(loaded)} if name in state.ema else {}
-                    state = state.replace(params={**state.params, name: loaded}, ema={**state.ema, **average})
-                else:
-                    frozen['networks'][name] = loaded
-        return state, frozen
+            draw = jax.jit(lambda key: self._fresh(key)[part], out_shardings=where)
+            return draw(jax.random.key(self.recipe.train.seed))
+
+    def _loaded(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters of those networks that come from another run."""
+        sources = {name: self.recipe.networks[name].init_from for name in names}
+        return {
+            name: load_params(self, source, names=(name,))[name] for name, source in sources.items() if source
+        }
 
     def _fresh(self, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         params = self.recipe.init(random.fold(key, 'init'))
@@ -141,10 +151,11 @@ def updates_before(phase: Phase, step: int) -> int:
 
 
 def load_params(program: Program, workdir: str, step: int | None = None, names: tuple[str, ...] = ()) -> dict:
-    """The parameters that sampling uses, averages where there are, from a run's checkpoint."""
+    """The parameters of networks (none named: all that sampling uses), averages where there are."""
     folder = epath.Path(workdir) / 'checkpoints'
     recipe, abstract = program.recipe, program.abstract
     everything = {**abstract.params, **program.abstract_frozen['networks']}
+    given = {} if names else program.frozen()['networks']
     names = names or tuple(abstract.params)
     with Checkpoints(folder, read_only=True) as checkpoints:
         averaged = [name for name in names if name in recipe.averaged]
@@ -154,7 +165,7 @@ def load_params(program: Program, workdir: str, step: int | None = None, names: 
         }
         wanted = {group: trees for group, trees in wanted.items() if trees}
         stored = checkpoints.restore(step, wanted, partial=True)
-    return {**stored.get('ema', {}), **stored.get('params', {})}
+    return {**given, **stored.get('ema', {}), **stored.get('params', {})}
 
 
 def sampling_params(program: Program, state: TrainState, frozen: Mapping) -> dict[str, Any]:
@@ -165,11 +176,6 @@ def sampling_params(program: Program, state: TrainState, frozen: Mapping) -> dic
 def number(step: int) -> np.ndarray:
     """A step's number as the compiled steps take it, always of one type."""
     return np.asarray(step, np.int32)
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
-    return NamedSharding(mesh, PartitionSpec())
 
 
 def _of(phase: Phase, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import pkgutil
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -122,7 +124,7 @@ class Recipe:
     def rules(self) -> tuple:
         """All sharding rules, each bound to its network's parameters."""
         return tuple(
-            (f'(^|/){name}/.*{pattern}', spec)
+            (f'(^|/){re.escape(name)}/.*(?:{pattern})', spec)
             for name, network in self.networks.items()
             for pattern, spec in network.rules
         )
@@ -144,7 +146,7 @@ def build(config: Mapping[str, Any]) -> Recipe:
     if 'resolution' not in config['data']:
         raise ValueError('data.resolution is missing: the side of the images in pixels.')
     source = _sources(config)
-    known = {'resolution': config['data']['resolution']}
+    known = {'resolution': config['data']['resolution'], 'data_name': config['data'].get('name')}
     known['tokenizer'] = tokenizer = part('tokenizer', config, known)
     known.update(latent=tokenizer.latent, channels=tokenizer.latent[-1])
     if 'classes' in _signature('conditioner', config) and not config['conditioner'].get('classes'):
@@ -156,6 +158,7 @@ def build(config: Mapping[str, Any]) -> Recipe:
                 'captions, or data with class labels.'
             )
     known['conditioner'] = conditioner = part('conditioner', config, known)
+    source = _fitting(source, conditioner)
     known.update(conditioner.provides)
     for section in ('path', 'prediction'):
         if section in config:
@@ -174,7 +177,19 @@ def build(config: Mapping[str, Any]) -> Recipe:
     sampler = part('sampler', config, known, config['sampler'].get('name')) if 'sampler' in config else None
     metric = part('metric', config, known) if 'metric' in config else None
     train, ema = call(Train, config['train'], {}, 'train'), call(Ema, config.get('ema', {}), {}, 'ema')
-    return Recipe(config, train, ema, networks, tokenizer, conditioner, objective, sampler, metric, source)
+    if train.held_out_every and 'held_out' not in config:
+        raise ValueError(
+            "train.held_out_every needs a section 'held_out': what to change in data, as split='test'."
+        )
+    made = Recipe(config, train, ema, networks, tokenizer, conditioner, objective, sampler, metric, source)
+    try:
+        jax.eval_shape(made.init, jax.random.key(0))
+    except KeyError as error:
+        raise ValueError(
+            f"a network reads {error} of its condition, which conditioner '{config['conditioner']['name']}' "
+            'does not give; use a conditioner that fits the model.'
+        ) from error
+    return made
 
 
 SECTIONS = (
@@ -207,18 +222,25 @@ def part(section: str, config: Mapping[str, Any], known: Mapping[str, Any], room
 def call(function: Callable, settings: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Any:
     """Call with the settings and with what is known by the parameters' names; refuse anything else."""
     parameters = inspect.signature(function).parameters
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    _known_keys(settings, parameters, f'section {where}')
+    check(function, settings, where)
     arguments = {name: known[name] for name in parameters if name in known} | dict(settings)
     for name, parameter in parameters.items():
         if name not in arguments and parameter.default is inspect.Parameter.empty:
             raise ValueError(f'{where}.{name} is missing; set it in the config.')
-        if name in settings and not _fits(settings[name], hints.get(name, Any)):
+    return function(**arguments)
+
+
+def check(function: Callable, settings: Mapping[str, Any], where: str) -> None:
+    """Refuse a key that the function does not take, and a value of another type."""
+    parameters = inspect.signature(function).parameters
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    _known_keys(settings, parameters, f'section {where}')
+    for name in settings:
+        if not _fits(settings[name], hints.get(name, Any)):
             raise ValueError(
                 f'{where}.{name} is {settings[name]!r}, a {type(settings[name]).__name__}; '
                 f'it must be {_words(hints[name])}.'
             )
-    return function(**arguments)
 
 
 def _resolve(section: str, name: str | None, room: str | None = None) -> Callable:
@@ -248,8 +270,6 @@ def _siblings(target: str) -> str:
         package = importlib.import_module(target.rpartition('.')[0])
     except ModuleNotFoundError:
         return ''
-    import pkgutil
-
     names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
     return f' There are: {", ".join(names)}.'
 
@@ -260,7 +280,9 @@ def _signature(section: str, config: Mapping[str, Any]) -> Mapping[str, inspect.
 
 def _sources(config: Mapping[str, Any]) -> Callable[[str], Any]:
     opened: dict[str, Any] = {}
-    _known_keys(config.get('held_out', {}), _signature('data', config), 'section held_out')
+    build = _resolve('data', config['data'].get('name'))
+    for section in ('data', 'held_out'):
+        check(build, {k: v for k, v in config.get(section, {}).items() if k != 'name'}, section)
 
     def source(split: str) -> Any:
         if split not in opened:
@@ -269,6 +291,24 @@ def _sources(config: Mapping[str, Any]) -> Callable[[str], Any]:
         return opened[split]
 
     return source
+
+
+def _fitting(source: Callable[[str], Any], conditioner: Any) -> Callable[[str], Any]:
+    """The same sources, refused where they have not what the conditioner reads."""
+
+    def checked(split: str) -> Any:
+        opened = source(split)
+        has = opened.description
+        if conditioner.reads == 'caption' and not has.captions:
+            raise ValueError('the conditioner reads captions and the data has none; use data with captions.')
+        if conditioner.reads == 'label' and (has.classes or 0) != conditioner.classes:
+            raise ValueError(
+                f'the conditioner has {conditioner.classes} classes and the data {has.classes or "none"}; '
+                'set conditioner.classes, or use data with class labels.'
+            )
+        return opened
+
+    return checked
 
 
 def _networks(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Network]:

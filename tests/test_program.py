@@ -41,7 +41,7 @@ def program(mesh, accumulate=1, batch=8, rules=()):
 def walk(built, steps=STEPS):
     """Losses of so many steps, and the states before and after the last of them."""
     own = built.recipe
-    state, frozen = built.fresh()
+    state, frozen = built.fresh(), built.frozen()
     source = batches(own.source('train'), own.conditioner.arrays, seed=0, batch=own.train.batch, threads=0)
     losses = []
     for step in range(steps):

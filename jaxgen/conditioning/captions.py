@@ -30,6 +30,7 @@ class Captions:
     text: nn.Module
     sizes: bool
     trains: tuple[str, ...] = ('text',)
+    reads: str = 'caption'
 
     @property
     def provides(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ class Labels:
 
     classes: int
     trains: tuple[str, ...] = ()
+    reads: str = 'label'
 
     @property
     def provides(self) -> dict[str, Any]:

@@ -9,13 +9,13 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import logging
 import struct
 import threading
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from absl import logging
 from etils import epath
 from PIL import Image
 from tqdm import tqdm
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from jaxgen.data import images
 from jaxgen.data.source import Description, Example, check_resolution, check_split, default_data_dir
 
+log = logging.getLogger('jaxgen')
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
 METADATA = 'metadata.jsonl'
 _SPLIT_FOLDERS = {'train': ('train',), 'test': ('test', 'validation', 'val')}
@@ -91,7 +92,7 @@ class Folder:
     def _count(self, name: str, error: Exception) -> None:
         with self._lock:
             if name not in self.unreadable:
-                logging.warning('cannot decode %s (%s); the next file stands in for it', name, error)
+                log.warning('cannot decode %s (%s); the next file stands in for it', name, error)
                 self.unreadable.append(name)
             _check_unreadable(self.root, self.unreadable, self.most_unreadable)
 
@@ -135,11 +136,13 @@ def _captioned(root: epath.Path) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.name)
 
 
-def _labelled(root: epath.Path) -> tuple[list[Entry], tuple[str, ...] | None]:
+def _labelled(root: epath.Path, splits: Sequence[epath.Path]) -> tuple[list[Entry], tuple[str, ...] | None]:
+    """Entries of a split; a class has the same number in every split, also where one lacks it."""
     names = _pictures(root)
     if any('/' not in name for name in names):
         return [Entry(name) for name in names], None  # pictures without classes, as a tokenizer needs them
-    classes = tuple(sorted({name.split('/')[0] for name in names}))
+    everywhere = [name for folder in splits for name in (names if folder == root else _pictures(folder))]
+    classes = tuple(sorted({name.split('/')[0] for name in everywhere if '/' in name}))
     return [Entry(name, label=classes.index(name.split('/')[0])) for name in names], classes
 
 
@@ -197,8 +200,11 @@ def _unreadable(root: epath.Path, names: Sequence[str], data_dir: str) -> list[s
     return bad
 
 
-def _is_held_out(name: str, holdout: float) -> bool:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], 'big') < holdout * 2**48
+def _held_out(names: Sequence[str], holdout: float) -> set[str]:
+    """The names whose hash is low: that part of many files, at least one of several."""
+    place = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], 'big') for name in names}
+    low = {name for name in names if place[name] < holdout * 2**48}
+    return low or (set(sorted(names, key=place.get)[:1]) if holdout and len(names) > 1 else set())
 
 
 def build(
@@ -214,7 +220,7 @@ def build(
     """The pictures below `path`, local or gs://, as squares of `resolution`.
 
     `captions` asks for a metadata.jsonl or forbids it; None takes it where there is one. `crop` is 'centre',
-    or 'random' for training. `unreadable_limit` is the part of the files that may be no pictures.
+    or 'random' for training. `unreadable_limit` is the part of the files that may be no pictures, one always.
     """
     check_split(split)
     check_resolution(resolution)
@@ -233,18 +239,18 @@ def build(
             '{"file_name": ..., "text": ...} for each picture'
         )
     said = has_metadata if captions is None else captions
-    entries, classes = (_captioned(root), None) if said else _labelled(root)
+    splits = [child for child in root.parent.iterdir() if child.is_dir()] if whole else [root]
+    entries, classes = (_captioned(root), None) if said else _labelled(root, splits)
     bad = _unreadable(root, [entry.name for entry in entries], data_dir or default_data_dir())
-    most = int(unreadable_limit * len(entries))
+    most = max(1, int(unreadable_limit * len(entries))) if unreadable_limit else 0
     _check_unreadable(root, bad, most)
     if bad:
-        logging.warning('%d files of %s are no pictures and left out: %s', len(bad), root, ', '.join(bad[:5]))
+        log.warning('%d files of %s are no pictures and left out: %s', len(bad), root, ', '.join(bad[:5]))
     left_out = set(bad)
-    entries = [
-        entry
-        for entry in entries
-        if entry.name not in left_out and (whole or _is_held_out(entry.name, holdout) == (split == 'test'))
-    ]
+    entries = [entry for entry in entries if entry.name not in left_out]
+    if not whole:
+        held_out = _held_out([entry.name for entry in entries], holdout)
+        entries = [entry for entry in entries if (entry.name in held_out) == (split == 'test')]
     if not entries:
         raise ValueError(
             f'{str(root)!r} has no picture for {split!r} with holdout={holdout}; pictures end in '

@@ -39,8 +39,13 @@ class DiffusionSampler:
         if unknown:
             raise ValueError(f"the diffusion sampler has no knob '{unknown[0]}'; it has {', '.join(KNOBS)}.")
         values = dict(zip(KNOBS, self.defaults)) | changes
-        if values['steps'] < 1:
-            raise ValueError(f'steps is {values["steps"]}; sampling needs at least 1.')
+        steps, low, high, shift = (values[name] for name in ('steps', 'low', 'high', 'shift'))
+        if steps < 1 or steps != int(steps):
+            raise ValueError(f'steps is {steps}; sampling takes a whole number of them, at least 1.')
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f'the guidance interval is [{low}, {high}]; it must lie in [0, 1], low first.')
+        if not (shift > 0 and all(map(math.isfinite, values.values()))):
+            raise ValueError(f'the knobs are {values}; they must be finite, and shift above 0.')
         return {
             name: jnp.asarray(value, jnp.int32 if name == 'steps' else jnp.float32)
             for name, value in values.items()
@@ -76,9 +81,9 @@ class DiffusionSampler:
 
         if request.init is None:
             first, x = 0, noise * self.path.sigma(jnp.float32(1))
-        else:  # enter the schedule at the first step that is not above `start`
+        else:  # enter the schedule at the first step that is not above its share
             grid = 1 - jnp.asarray(request.start, jnp.float32)
-            first = jnp.clip(jnp.round(grid * steps).astype(jnp.int32), 0, steps)
+            first = jnp.clip(jnp.ceil(grid * steps - 1e-4).astype(jnp.int32), 0, steps)
             t = jnp.full(noise.shape[:1], space(first, steps), jnp.float32)
             x = interpolate(self.path, request.init, noise, t)
         keep = loop.repaint(request.init, request.mask, noise, self.path)
@@ -99,10 +104,15 @@ def build(
     shift: float = 1.0,
     guided_channels: int | None = None,
 ) -> DiffusionSampler:
-    """The sampler of a recipe; the last six settings are defaults of traced knobs."""
-    if not (0 <= low <= high <= 1 and math.isfinite(guidance)):
-        raise ValueError(f'the guidance interval is [{low}, {high}]; it must lie in [0, 1], low first.')
+    """The sampler of a recipe; steps, guidance, low, high, rescale and shift are defaults of its knobs."""
+    if prediction.output == 'noise' and path.alpha(jnp.ones(())) < 1e-5:
+        raise ValueError(
+            'a noise prediction says nothing of the data where alpha is 0, and this path begins there: '
+            "set prediction.output='velocity' or 'v', or path.name='vp'."
+        )
     defaults = (steps, guidance, low, high, rescale, shift)
-    return DiffusionSampler(
+    sampler = DiffusionSampler(
         networks['model'], path, prediction, solver, tuple(latent), defaults, guided_channels
     )
+    sampler.knobs()  # refuses defaults that make no sense
+    return sampler

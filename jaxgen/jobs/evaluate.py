@@ -26,12 +26,13 @@ def run(
         raise ValueError(
             "the config has no section 'metric' to evaluate by; add for example metric.name='alignment'."
         )
+    if recipe.sampler is None:
+        raise ValueError("the config has no section 'sampler'; there is nothing to draw and judge.")
     workdir, metric = epath.Path(workdir), recipe.metric
     settings = recipe.sampler.knobs(**parse_knobs(knobs))
     program, step = assemble(recipe), latest_step(workdir, checkpoint)
     params = load_params(program, workdir, step)
-    resolution = recipe.config['data']['resolution']
-    examples = [{**example, 'size': (resolution, resolution)} for example in metric.examples()]
+    examples = metric.examples()
     seeds = [seed + i for i in range(len(examples))]
     generate = make_generator(recipe, program.mesh, recipe.train.sample_batch)
     with tqdm(total=len(examples), desc='evaluate', unit='image') as bar:

@@ -34,8 +34,9 @@ def run(recipe: Recipe, workdir: str, compile_step: bool = True) -> dict[str, An
         'bytes_per_device': memory,
         'phases': phases,
     }
-    write_json(epath.Path(workdir) / 'plan.json', record)
-    print(table(record))
+    if jax.process_index() == 0:
+        write_json(epath.Path(workdir) / 'plan.json', record)
+        print(table(record))
     return record
 
 

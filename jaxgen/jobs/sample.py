@@ -105,7 +105,6 @@ def _examples(recipe: Recipe, prompt: Sequence[str], prompts_file: str) -> list[
         prompts += [line for line in path.read_text().splitlines() if line.strip()]
         if not prompts:
             raise ValueError(f'the prompts file {prompts_file} is empty; write one prompt a line.')
-    resolution = recipe.config['data']['resolution']
     if prompts:
         examples = [recipe.conditioner.example(text) for text in prompts]
     elif recipe.metric:
@@ -113,4 +112,4 @@ def _examples(recipe: Recipe, prompt: Sequence[str], prompts_file: str) -> list[
     else:
         source = recipe.source('held_out')
         examples = [source[i] for i in range(min(16, len(source)))]
-    return [{**example, 'size': (resolution, resolution)} for example in examples]
+    return examples

@@ -38,10 +38,14 @@ def run(recipe: Recipe, workdir: str) -> dict[str, Any]:
             )
             if (record := _read_record(workdir)).get('step') == first:
                 return record
-        state, frozen = program.fresh()
+        if train.held_out_every or (recipe.sampler and train.sample_every):
+            recipe.source('held_out')  # what is wrong with it is said now, not at the first interval
+        frozen = program.frozen()
         if first:
             log.info('Going on from step %d of %s.', first, workdir)
             state = TrainState(**checkpoints.restore(first, program.abstract.trees()))
+        else:
+            state = program.fresh()
         with Telemetry(workdir, train.steps, first, jax.process_index() == 0) as telemetry:
             loop = Loop(program, telemetry, workdir, frozen)
             for step, moved in loop.steps(state, first):
@@ -80,7 +84,7 @@ class Loop:
                         )
                         sums = _add(sums, phase.name, metrics)
             done = step + 1
-            if done % train.log_every == 0 or done == train.steps or step == first:
+            if done % train.log_every == 0 or done == train.steps or done == 1:
                 means = _means(sums)
                 self.metrics.update(means)
                 now, sums = time.time(), {}
@@ -94,13 +98,14 @@ class Loop:
                     for name, f in program.schedules.items()
                 }
                 self.telemetry.scalars(done, {**means, **rates, 'images_per_second': rate})
+            pause = time.time()
+            yield done, state  # saved before anything else can fail
             self._look(state, done)
-            began += self._paused
-            yield done, state
+            began += time.time() - pause
 
     def _look(self, state: TrainState, done: int) -> None:
         """Held-out losses and pictures, at their intervals and at the end."""
-        train, start = self.program.recipe.train, time.time()
+        train = self.program.recipe.train
 
         def due(every: int) -> bool:
             return every > 0 and (done % every == 0 or done == train.steps)
@@ -109,7 +114,6 @@ class Loop:
             self.metrics.update(self._held_out(state, done))
         if self.program.recipe.sampler and due(train.sample_every):
             self._pictures(state, done)
-        self._paused = time.time() - start
 
     def _held_out(self, state: TrainState, done: int) -> dict[str, float]:
         program, train = self.program, self.program.recipe.train
@@ -144,14 +148,16 @@ class Loop:
 
     def _batches(self, split: str, first: int, flip: bool) -> Iterator[dict[str, np.ndarray]]:
         recipe, train = self.program.recipe, self.program.recipe.train
+        rows = sharding.local_rows(self.program.mesh, train.batch)  # the mesh decides, not the process
+        count = rows.stop - rows.start
         return batches(
             recipe.source(split),
             recipe.conditioner.arrays,
             seed=train.seed,
             batch=train.batch,
             start_step=first,
-            process=jax.process_index(),
-            processes=jax.process_count(),
+            process=rows.start // count,
+            processes=train.batch // count,
             train=split == 'train',
             flip=flip,
             threads=train.threads,

@@ -197,8 +197,14 @@ class Alignment:
         return {name: float(np.mean([rate[name] for rate in rates])) for name in rates[0]}
 
 
-def build(prompts: int = 256, objects: Sequence[int] = (1, 2), seed: int = 20_000) -> Alignment:
+def build(
+    prompts: int = 256, objects: Sequence[int] = (1, 2), seed: int = 20_000, data_name: str = 'shapes'
+) -> Alignment:
     """The metric with `prompts` held-out prompts, which take turns in having so many `objects`."""
+    if data_name != 'shapes':
+        raise ValueError(
+            f"alignment judges pictures of the data 'shapes', not of '{data_name}'; leave metric out."
+        )
     if prompts < 1 or not objects:
         raise ValueError(f'prompts={prompts} and objects={tuple(objects)}; give at least one of each')
     return Alignment(prompts, tuple(objects), seed)

@@ -43,15 +43,17 @@ def build(
         raise ValueError(f"objective.times is '{times}'; it can be one of {', '.join(TIMES)}.")
     if times == 'discrete' and not hasattr(path, 'train_steps'):
         raise ValueError("objective.times 'discrete' needs a path with training steps: set path.name='vp'.")
+    if prediction.learned_variance and times != 'discrete':
+        raise ValueError("prediction.learned_variance is of training steps: set objective.times='discrete'.")
     if not 0 <= drop < 1:
         raise ValueError(f'objective.drop is {drop}; it is a share of the examples, in [0, 1).')
     draw_times = _time_sampler(times, mean, spread, getattr(path, 'train_steps', None))
 
     def loss(params: Mapping, state: Any, frozen: Mapping, batch: Mapping, keys: Array, step: Array) -> tuple:
         known = {**frozen['networks'], **params}
-        latents = tokenizer.encode(known, batch, keys).astype(jnp.float32)
+        latents = tokenizer.encode(known, batch, random.fold(keys, 'encode')).astype(jnp.float32)
         dropped = random.draw(jax.random.uniform, random.fold(keys, 'drop')) < drop
-        cond = conditioner.embed(known, batch, dropped, keys)
+        cond = conditioner.embed(known, batch, dropped, random.fold(keys, 'embed'))
         t = draw_times(random.fold(keys, 'time'))
         noise = random.draw(jax.random.normal, random.fold(keys, 'noise'), latents.shape[1:])
         x = interpolate(path, latents, noise, t)

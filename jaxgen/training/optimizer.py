@@ -21,7 +21,7 @@ import optax.contrib
 from jaxgen.training.sharding import path_string
 
 SCHEDULES = ('constant', 'cosine', 'linear', 'rsqrt')
-NO_DECAY = (r'bias$', r'scale$', r'norm', r'embedding$', r'table$', r'null')
+NO_DECAY = (r'bias$', r'scale$', r'norm', r'embedding$', r'table$', r'null', r'(^|/)(token|position)$')
 MATRICES = (r'(^|/)stack/\d+/.*kernel',)
 
 # Their update wants the loss or its function, which a train step does not hand out, or a private seed, or

@@ -73,7 +73,7 @@ def test_every_kind_of_file_is_read_and_broken_ones_are_named_and_replaced(hosti
 
 def test_too_many_broken_files_are_an_error_at_build_or_when_met(hostile, build):
     with pytest.raises(ValueError, match='dog/text.jpg.*unreadable_limit'):
-        build(unreadable_limit=0.01)
+        build(unreadable_limit=0.0)
     source = build(unreadable_limit=1 / 16)
     cut = [entry.name for entry in source.entries].index('cat/cut.jpg')
     with pytest.raises(ValueError, match='2 files.*cat/cut.jpg'):
@@ -120,7 +120,7 @@ def test_captions_beside_the_pictures(tmp_path, build, key):
         build()
     (root / 'metadata.jsonl').write_text('{"file_name": "a/9.png", "text": "lost"}\n')
     with pytest.raises(ValueError, match='a/9.png'):
-        build()
+        build(unreadable_limit=0.0)
 
 
 def test_a_part_is_held_out_by_name_and_stays_when_files_are_added(tmp_path, build):
@@ -177,3 +177,20 @@ def test_folders_that_cannot_be_are_refused_with_what_to_do(tmp_path, build):
     for options in ({'split': 'dev'}, {'crop': 'left'}, {'holdout': 1.0}, {'resolution': 0}):
         with pytest.raises(ValueError, match=next(iter(options))):
             build(**options)
+
+
+def test_a_class_has_one_number_in_all_splits(tmp_path, build):
+    for name in ('train/cat/0.png', 'train/dog/0.png', 'train/fox/0.png', 'test/cat/1.png', 'test/fox/1.png'):
+        picture(tmp_path / 'pictures' / name)
+    train, test = build(split='train'), build(split='test')
+    assert train.description == test.description and train.description.classes == 3
+    assert [test[index]['label'] for index in range(2)] == [0, 2]
+
+
+def test_of_a_few_pictures_one_is_held_out(tmp_path, build):
+    for index in range(6):
+        picture(tmp_path / 'pictures' / 'cat' / f'{index}.png')
+    names = [
+        {entry.name for entry in build(split=split, holdout=0.01).entries} for split in ('train', 'test')
+    ]
+    assert len(names[0]) == 5 and len(names[1]) == 1 and not names[0] & names[1]

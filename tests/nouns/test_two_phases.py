@@ -63,7 +63,7 @@ def test_each_phase_moves_its_own(tmp_path):
     record, program = train.run(made, tmp_path), assemble(made)
     assert {'critic/loss', 'generator/loss'} <= set(record['metrics'])
     with Checkpoints(tmp_path / 'checkpoints', read_only=True) as checkpoints:
-        walk = [program.fresh()[0].trees()]
+        walk = [program.fresh().trees()]
         walk += [checkpoints.restore(step, program.abstract.trees()) for step in checkpoints.steps()]
     moved = {
         name: [

@@ -89,5 +89,5 @@ def test_trains_and_resumes_with_its_codebook(tmp_path):
             assert one.record()['fingerprint'] == other.record()['fingerprint']  # of everything, state too
             trained = one.restore(None, program.abstract.trees())
     assert set(trained['params']) == {'autoencoder'}
-    for old, new in zip(jax.tree.leaves(program.fresh()[0].state), jax.tree.leaves(trained['state'])):
+    for old, new in zip(jax.tree.leaves(program.fresh().state), jax.tree.leaves(trained['state'])):
         assert jnp.abs(old - new).max() > 0.1
