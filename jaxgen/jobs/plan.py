@@ -64,8 +64,10 @@ def _phase(program: Program, name: str, compile_step: bool) -> dict[str, Any]:
 
 def table(record: dict[str, Any]) -> str:
     """The plan for people."""
+    sections = record['config'].items()
+    lines = [(name, ', '.join(f'{key}={value}' for key, value in keys.items())) for name, keys in sections]
     mesh = ' x '.join(f'{name} {size}' for name, size in record['mesh'].items() if size > 1) or 'one device'
-    lines = [('devices', f'{record["devices"]} {record["device_kind"]}, {mesh}')]
+    lines += [('devices', f'{record["devices"]} {record["device_kind"]}, {mesh}')]
     lines += [(f'parameters of {name}', cost.human(count)) for name, count in record['parameters'].items()]
     lines += [
         (f'{name} a device', cost.human(size) + 'B') for name, size in record['bytes_per_device'].items()

@@ -103,10 +103,11 @@ class Telemetry:
         if now - self._printed < SECONDS_BETWEEN_LINES and step < self._total:
             return
         self._printed = now
-        rate = (now - self._begun) / max(1, step - self._first)
-        left = tqdm.format_interval(rate * max(0, self._total - step))
         values = ''.join(f', {name} {value}' for name, value in shown.items())
-        print(f'step {step}/{self._total}{values}, {left} left', file=self._console, flush=True)
+        if step > self._first + 1:  # the first step compiles, and says nothing of the rest
+            rate = (now - self._begun) / (step - self._first)
+            values += f', {tqdm.format_interval(rate * max(0, self._total - step))} left'
+        print(f'step {step}/{self._total}{values}', file=self._console, flush=True)
 
 
 def write_json(path: str | epath.PathLike, values: Mapping[str, Any]) -> None:
