@@ -1,4 +1,17 @@
-"""Quick start: a small PixArt learns to draw captioned shapes, on a laptop's CPU."""
+"""Quick start: a small PixArt learns to draw captioned shapes, on a laptop's CPU.
+
+For: a first look, on data the project draws itself; one or two objects at 32 px, 3.9 M parameters.
+Cost: 12 minutes on two CPU cores, setting up included (74 images/s while it trains).
+Expect: the error (of the predicted picture) on batches of 32, over all times and where t > 0.75:
+
+    step    50    100   200   400   700   1000  1400
+    error   .162  .063  .050  .042  .037  .034  .030
+    t>0.75  .163  .073  .064  .058  .053  .049  .043
+
+and on held-out captions, half of them of two objects: background 1.00, colour 0.89, size 0.62, place 0.39,
+shape 0.23, number of objects 0.59; everything right, 0.03. So this is long enough for backgrounds and
+colours, while places and shapes are only beginning to follow: raise train.steps for more.
+"""
 
 from ml_collections import ConfigDict
 
@@ -19,7 +32,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.model = dict(name='pixart', patch=4, hidden=160, depth=6, heads=5, scan=False)
     # Flat shapes show through noise up to t = 0.93: only above it has the caption to be read, so train there.
     config.objective = dict(name='diffusion', times='logit_normal', mean=1.5, spread=1.5, drop=0.1)
-    config.sampler = dict(name='diffusion', solver=dict(name='euler'), steps=20, guidance=3.0, shift=4.0)
+    config.sampler = dict(name='diffusion', solver=dict(name='euler'), steps=20, guidance=2.0, shift=4.0)
     config.metric = dict(name='alignment')
     config.optimizer = dict(
         name='muon', learning_rate=2e-3, schedule='cosine', warmup=50, options=dict(consistent_rms=0.5)
