@@ -57,7 +57,7 @@ def run(recipe: Recipe, workdir: str) -> dict[str, Any]:
 
 
 class Loop:
-    """The steps of one session: batches in, metrics, held-out losses and pictures out."""
+    """The steps of one call: batches in, metrics, held-out losses and pictures out."""
 
     def __init__(self, program: Program, telemetry: Telemetry, workdir: epath.Path, frozen: Mapping):
         self.program, self.telemetry, self.workdir, self.frozen = program, telemetry, workdir, frozen
