@@ -3,8 +3,8 @@
 For: --config.data.path=/my/images, a few hundred to a few hundred thousand pictures. Pixels at 64 px,
 DiT-S/4 (256 tokens, 33 M parameters), DDPM's linear betas, DDIM with guidance.
 Cost: `--mode=plan` prints it for your machine; meant for one GPU or a few TPU cores.
-Expect: the error falls below 0.1 within some hundred steps; pictures that show their class take
-tens of thousands. `:tiny` runs on synthetic data in seconds.
+Expect: nothing measured yet at this size.
+`:tiny` runs on synthetic data in seconds.
 """
 
 from ml_collections import ConfigDict

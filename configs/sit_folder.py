@@ -3,7 +3,7 @@
 For: --config.data.path=/my/images with one subfolder a class. The linear path, velocity prediction in
 SiT's own time (from noise to data), Heun's method with guidance. Pixels at 64 px, SiT-S/4.
 Cost: as dit_folder; `--mode=plan` prints it for your machine.
-Expect: smoother losses than dit_folder's and usable pictures at half its sampling steps.
+Expect: nothing measured yet at this size.
 `:tiny` runs on synthetic data in seconds.
 """
 
