@@ -1,23 +1,25 @@
 """`python -m jaxgen.main --config=configs/quickstart.py --mode=train`: flags to jobs, nothing else.
 
-Several modes run one after the other: `--mode=train,sample,evaluate`.
+Several modes run one after the other, `--mode=train,sample,evaluate`; all that was asked for is checked
+before the first begins.
 """
 
-import ast
 import difflib
+import functools
 import importlib
-import importlib.util
 import inspect
 import logging
 import os
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
 from etils import epath
+
+from jaxgen import config as configs
 
 FLAGS = flags.FLAGS
 
@@ -28,12 +30,17 @@ flags.DEFINE_string(
     'The recipe, for example configs/quickstart.py or configs/quickstart.py:tiny; '
     '--config.section.key=value overrides.',
 )
-flags.DEFINE_string('mode', 'train', 'A job, or several with commas between: train, sample, evaluate, plan.')
+flags.DEFINE_string(
+    'mode', 'train', 'A job, or several with commas between: train, sample, evaluate, plan, search.'
+)
 flags.DEFINE_string(
     'workdir', '', 'Where the run lives; local or gs://. Default: runs/ and the name of the config.'
 )
 flags.DEFINE_multi_string(
-    'prompt', [], 'sample: what to draw; repeatable. A class number where the recipe has labels.'
+    'prompt',
+    [],
+    'sample: what to draw; repeatable. A class number where the recipe has labels. Every call adds its '
+    'pictures to samples/ and its record to sample.json; nothing is overwritten.',
 )
 flags.DEFINE_string('prompts_file', '', 'sample: a file with one prompt a line.')
 flags.DEFINE_string('negative', '', 'sample: what guidance steers away from.')
@@ -41,90 +48,90 @@ flags.DEFINE_integer('count', 1, 'sample: pictures of each prompt.')
 flags.DEFINE_integer('seed', 0, 'sample, evaluate: seed of the first picture.')
 flags.DEFINE_string('knobs', '', "sample, evaluate: the sampler's settings, as steps=20,guidance=3.")
 flags.DEFINE_integer('checkpoint', None, 'sample, evaluate: the step to load; default the last.')
+flags.DEFINE_string('init', '', 'sample: a picture to start from or to paint in.')
+flags.DEFINE_string('mask', '', 'sample: white where --init is painted over, black where it stays.')
+flags.DEFINE_float('start', None, 'sample: the share of the noise to begin with over --init; 1 is all of it.')
+flags.DEFINE_float('ema', None, 'sample, evaluate: the width of the average, where profiles were tracked.')
 flags.DEFINE_bool('compile_step', True, 'plan: compile the step for its memory.')
 flags.DEFINE_bool('compilation_cache', True, 'Keep compiled programs on disk between runs.')
 
-OPTIONS = ('prompt', 'prompts_file', 'negative', 'count', 'seed', 'knobs', 'checkpoint', 'compile_step')
+OPTIONS = (
+    *('prompt', 'prompts_file', 'negative', 'count', 'seed', 'knobs', 'checkpoint', 'ema'),
+    *('init', 'mask', 'start', 'compile_step'),
+)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Build the recipe and run its jobs; what a user can mend is one line and exit code 2."""
+    """Build the recipe and run its jobs; what a user can mend is one line and exit code 2, what broke 1."""
     _quiet()
     try:
         stray = [argument for argument in arguments[1:] if not argument.startswith('config.')]
         if stray:
             raise ValueError(f"'{stray[0]}' is no flag; flags begin with --.")
         overrides = [argument.removeprefix('config.') for argument in arguments[1:]]
-        run(FLAGS.config, overrides, FLAGS.mode, FLAGS.workdir, {name: FLAGS[name] for name in OPTIONS})
-    except ValueError as error:
+        options = {name: FLAGS[name] for name in OPTIONS}
+        for name, folder, job in prepare(FLAGS.config, overrides, FLAGS.mode, FLAGS.workdir, options):
+            logging.getLogger('jaxgen').info('%s in %s', name, folder)
+            job()
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get('JAXGEN_TRACEBACK'):
             raise
-        print(f'jaxgen: {error}', file=sys.stderr)
-        sys.exit(2)
+        _leave(error, 2 if isinstance(error, ValueError) else 1)
 
 
-def run(path: str, overrides: Sequence[str], mode: str, workdir: str, options: dict[str, flags.Flag]) -> None:
-    """Check the flags against the jobs asked for, then run them."""
+def prepare(
+    path: str, overrides: Sequence[str], mode: str, workdir: str, options: Mapping[str, flags.Flag]
+) -> list[tuple[str, epath.Path, Callable[[], Any]]]:
+    """The jobs asked for, ready to run: whatever a user can mend is refused here, and nothing is compiled."""
     jobs = {name: _job(name) for name in mode.split(',')}
-    takes = {name for job in jobs.values() for name in inspect.signature(job).parameters}
+    takes = {name for job in jobs.values() for name in inspect.signature(job.run).parameters}
     for name, flag in options.items():
         if flag.present and name not in takes:
             raise ValueError(f'--{name} means nothing to --mode={mode}.')
-    config = load_config(path, overrides)
+    config = configs.load(path, overrides)
     if FLAGS.compilation_cache:
         _enable_cache()
     from jaxgen import recipe
 
     built = recipe.build(config)
-    folder = epath.Path(
-        workdir or f'runs/{os.path.basename(path).replace(".py", "").replace(":", "_")}'
-    ).expanduser()
+    name = os.path.basename(path).replace('.py', '').replace(':', '_')
+    folder = epath.Path(workdir or f'runs/{name}').expanduser()
+    given = {name: flag.value for name, flag in options.items()} | {'recipe': built, 'workdir': str(folder)}
+    ready, trained = [], False
     for name, job in jobs.items():
-        logging.getLogger('jaxgen').info('%s in %s', name, folder)
-        given = {key: flag.value for key, flag in options.items() if key in inspect.signature(job).parameters}
-        job(built, str(folder), **given)
+        if hasattr(job, 'check'):
+            _bound(job.check, {**given, 'trained': trained})()
+        trained |= name == 'train'
+        ready.append((name, folder, _bound(job.run, given)))
+    _check_writable(folder)
+    return ready
 
 
-def load_config(argument: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The config of 'file.py' or 'file.py:variant', as given or as installed, with 'section.key=value' set.
-
-    Any key that a part takes can be set, also one that the file leaves at its default.
-    """
-    if not argument:
-        raise ValueError('--config is missing; for example --config=configs/quickstart.py.')
-    path, _, variant = argument.partition(':')
-    installed = os.path.join(os.path.dirname(__file__), 'configs', os.path.basename(path))
-    file = path if os.path.isfile(path) else installed
-    if not os.path.isfile(file):
-        raise ValueError(f'there is no config file {path}.')
-    spec = importlib.util.spec_from_file_location('jaxgen_config', file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if variant not in module.VARIANTS:
-        variants = ', '.join(f"'{name}'" for name in module.VARIANTS)
-        raise ValueError(f"{path} has no variant '{variant}'; it has {variants}.")
-    config = module.get_config(variant).to_dict()
-    for override in overrides:
-        keys, equals, text = override.partition('=')
-        *parents, last = keys.split('.')
-        if not equals:
-            raise ValueError(f'--config.{override} has no value; write --config.{override}=value.')
-        section = config
-        for parent in parents:
-            section = section.setdefault(parent, {})
-            if not isinstance(section, dict):
-                raise ValueError(f'--config.{keys} does not exist: {parent} is {section!r}, no section.')
-        section[last] = _literal(text)
-    return config
+def _bound(function: Callable, given: Mapping[str, Any]) -> Callable[[], Any]:
+    """The function with what it takes of what is given."""
+    takes = inspect.signature(function).parameters
+    return functools.partial(function, **{name: value for name, value in given.items() if name in takes})
 
 
-def _literal(text: str) -> Any:
-    if text.lower() in ('true', 'false'):
-        return text.lower() == 'true'
+def _check_writable(folder: epath.Path) -> None:
+    """Refuse a workdir that cannot be made or written to; a bucket says so by itself."""
+    if '://' in str(folder):
+        return
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f'.writable.{os.getpid()}'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f'the workdir {folder} cannot be written to ({error.strerror}); give another --workdir.'
+        ) from error
+
+
+def _leave(error: Exception, code: int) -> None:
+    """One line, whatever the message is."""
+    print(f'jaxgen: {" ".join(str(error).split())}', file=sys.stderr)
+    sys.exit(code)
 
 
 def _job(name: str) -> Any:
@@ -134,7 +141,7 @@ def _job(name: str) -> Any:
     if name not in names:
         nearest = difflib.get_close_matches(name, names, 1, 0)[0]
         raise ValueError(f"there is no mode '{name}'; the nearest is '{nearest}', of {', '.join(names)}.")
-    return importlib.import_module(f'jaxgen.jobs.{name}').run
+    return importlib.import_module(f'jaxgen.jobs.{name}')
 
 
 def _enable_cache() -> None:
@@ -146,13 +153,21 @@ def _enable_cache() -> None:
 
 
 def _quiet() -> None:
-    """Our own messages plainly, those of the libraries only where something fails."""
+    """Our own messages plainly; what the libraries log as errors is raised as well, and told by us."""
     if not FLAGS['verbosity'].present:
-        absl_logging.set_verbosity(absl_logging.ERROR)
+        absl_logging.set_verbosity(absl_logging.FATAL)
     log = logging.getLogger('jaxgen')
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers = [logging.StreamHandler(sys.stdout)]
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(event: Any) -> None:
+    """Where reads or writes fail together, orbax raises the first; the others then find nobody to tell."""
+    late = 'Event loop is closed' in str(event.exc_value)
+    if not late and '_read_array_index_and_device_put' not in repr(event.object):
+        sys.__unraisablehook__(event)
 
 
 def entry() -> None:
@@ -167,8 +182,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     try:
         return FLAGS(arguments)
     except flags.Error as error:
-        print(f'jaxgen: {error}', file=sys.stderr)
-        sys.exit(2)
+        _leave(error, 2)
 
 
 if __name__ == '__main__':

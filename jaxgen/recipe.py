@@ -7,13 +7,10 @@ number of classes) is handed over by the parameter's name. This file alone resol
 """
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import pkgutil
 import re
-import types
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,7 +21,9 @@ from flax import linen as nn
 from jax import Array
 
 from jaxgen import keys as random
+from jaxgen.config import Count, Seed, Whole, check, fits, known_keys, plain
 from jaxgen.objectives import Objective
+from jaxgen.training import ema, guard
 
 ROOMS = {
     'data': 'data',
@@ -33,46 +32,59 @@ ROOMS = {
     'model': 'models',
     'objective': 'objectives',
     'metric': 'metrics',
+    'search': 'search',
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """The numbers of the training loop: counts are in steps, 0 is never."""
+    """The numbers of the training loop: counts are in steps, 0 (where it may be) is never."""
 
-    steps: int
-    batch: int
-    seed: int = 0
-    accumulate: int = 1
-    threads: int = 2
+    steps: Count
+    batch: Count
+    seed: Seed = 0
+    accumulate: Count = 1
+    threads: Whole = 2
     flip: bool = False
-    log_every: int = 50
-    held_out_every: int = 0
-    held_out_batches: int = 8
-    sample_every: int = 0
-    sample_batch: int = 64
-    save_every: int = 1000
-    keep: int = 3
-    keep_period: int = 0
+    log_every: Count = 50
+    held_out_every: Whole = 0
+    held_out_batches: Count = 8
+    sample_every: Whole = 0
+    sample_batch: Count = 64
+    save_every: Count = 1000
+    keep: Count = 3
+    keep_period: Whole = 0
+    profile: tuple[int, ...] = ()
 
-
-@dataclasses.dataclass(frozen=True)
-class Ema:
-    """The average of the parameters that sampling uses."""
-
-    decay: float = 0.9999
-    warmup: bool = True
+    def __post_init__(self) -> None:
+        counts = all(isinstance(step, int) for step in self.profile)
+        if self.profile and not (
+            counts and len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]
+        ):
+            raise ValueError(f'train.profile is {self.profile}; give the first and the last step to trace.')
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network of a run; `module` is None where the conditioner or the tokenizer holds it."""
+    """A network of a run; `module` is None where the conditioner or the tokenizer holds it.
+
+    `trainable` may name what of it is trained, by regexes searched in parameters' paths.
+    """
 
     module: nn.Module | None = None
     init_from: str = ''
-    trainable: bool = True
+    trainable: bool | tuple[str, ...] = True
     ema: bool = True
     rules: tuple = ()
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            if not fits(rule, tuple[str, tuple[str | tuple[str, ...] | None, ...]]):
+                raise ValueError(f'the sharding rule {rule!r} is no pair (regex, (axis, ...)).')
+            try:
+                re.compile(rule[0])
+            except re.error as error:
+                raise ValueError(f'the sharding rule {rule[0]!r} is no regex: {error}.') from None
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> tuple:
         return self.module.apply({'params': params}, *args, **kwargs)
@@ -84,7 +96,8 @@ class Recipe:
 
     config: Mapping[str, Any]
     train: Train
-    ema: Ema
+    ema: ema.Ema
+    guard: guard.Guard
     networks: Mapping[str, Network]
     tokenizer: Any
     conditioner: Any
@@ -92,6 +105,7 @@ class Recipe:
     sampler: Any
     metric: Any
     source: Callable[[str], Any]
+    search: Any = None
 
     def init(self, key: Array) -> dict[str, Any]:
         """Fresh parameters of every network."""
@@ -138,8 +152,11 @@ def blank_example(resolution: int) -> dict[str, Any]:
 
 def build(config: Mapping[str, Any]) -> Recipe:
     """The recipe of a config; whatever does not fit is a ValueError that says what to change."""
-    config = _plain(config)
-    _known_keys(config, SECTIONS, 'the config')
+    config = plain(config)
+    known_keys(config, SECTIONS, 'the config')
+    for section, settings in config.items():
+        if not isinstance(settings, Mapping):
+            raise ValueError(f'{section} is {settings!r}; it must be a section of keys and values.')
     for section in ('data', 'tokenizer', 'conditioner', 'objective', 'optimizer', 'train'):
         if section not in config:
             raise ValueError(f"the config has no section '{section}'.")
@@ -158,7 +175,6 @@ def build(config: Mapping[str, Any]) -> Recipe:
                 'captions, or data with class labels.'
             )
     known['conditioner'] = conditioner = part('conditioner', config, known)
-    source = _fitting(source, conditioner)
     known.update(conditioner.provides)
     for section in ('path', 'prediction'):
         if section in config:
@@ -174,16 +190,35 @@ def build(config: Mapping[str, Any]) -> Recipe:
                     f"objective '{config['objective']['name']}' trains the network '{name}', which "
                     f'the config does not have; it has {", ".join(networks) or "none"}.'
                 )
-    sampler = part('sampler', config, known, config['sampler'].get('name')) if 'sampler' in config else None
+    source = _fitting(source, conditioner, objective, tokenizer.latent)
+    known['sampler'] = sampler = (
+        part('sampler', config, known, config['sampler'].get('name')) if 'sampler' in config else None
+    )
     metric = part('metric', config, known) if 'metric' in config else None
-    train, ema = call(Train, config['train'], {}, 'train'), call(Ema, config.get('ema', {}), {}, 'ema')
+    train = call(Train, config['train'], {}, 'train')
+    averages = call(ema.build, config.get('ema', {}), {}, 'ema')
+    watch = call(guard.build, config.get('guard', {}), {}, 'guard')
     if train.held_out_every and 'held_out' not in config:
         raise ValueError(
             "train.held_out_every needs a section 'held_out': what to change in data, as split='test'."
         )
-    made = Recipe(config, train, ema, networks, tokenizer, conditioner, objective, sampler, metric, source)
+    search = part('search', config, known) if 'search' in config else None
+    made = Recipe(
+        config,
+        train,
+        averages,
+        watch,
+        networks,
+        tokenizer,
+        conditioner,
+        objective,
+        sampler,
+        metric,
+        source,
+        search,
+    )
     try:
-        jax.eval_shape(made.init, jax.random.key(0))
+        jax.eval_shape(lambda: made.init(jax.random.key(0)))
     except KeyError as error:
         raise ValueError(
             f"a network reads {error} of its condition, which conditioner '{config['conditioner']['name']}' "
@@ -201,6 +236,7 @@ SECTIONS = (
     'held_out',
     'optimizer',
     'ema',
+    'guard',
     'mesh',
     'train',
 )
@@ -210,6 +246,7 @@ def part(section: str, config: Mapping[str, Any], known: Mapping[str, Any], room
     """Build the part that a section names. A sampler's name is the room whose `sampler` it is."""
     settings = dict(config[section])
     function = _resolve(section, settings.pop('name', None), room)
+    known_keys(settings, inspect.signature(function).parameters, f'section {section}')
     for key, value in settings.items():
         if isinstance(value, Mapping) and 'name' in value:  # a part of this part: sampler.solver, ...
             inner = dict(value)
@@ -226,27 +263,20 @@ def call(function: Callable, settings: Mapping[str, Any], known: Mapping[str, An
     arguments = {name: known[name] for name in parameters if name in known} | dict(settings)
     for name, parameter in parameters.items():
         if name not in arguments and parameter.default is inspect.Parameter.empty:
-            raise ValueError(f'{where}.{name} is missing; set it in the config.')
+            raise ValueError(
+                f"the config has no section '{name}', which {where} needs."
+                if name in SECTIONS
+                else f'{where}.{name} is missing; set it in the config.'
+            )
     return function(**arguments)
 
 
-def check(function: Callable, settings: Mapping[str, Any], where: str) -> None:
-    """Refuse a key that the function does not take, and a value of another type."""
-    parameters = inspect.signature(function).parameters
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    _known_keys(settings, parameters, f'section {where}')
-    for name in settings:
-        if not _fits(settings[name], hints.get(name, Any)):
-            raise ValueError(
-                f'{where}.{name} is {settings[name]!r}, a {type(settings[name]).__name__}; '
-                f'it must be {_words(hints[name])}.'
-            )
-
-
-def _resolve(section: str, name: str | None, room: str | None = None) -> Callable:
+def _resolve(section: str, name: Any, room: str | None = None) -> Callable:
     if not name:
         raise ValueError(f'{section}.name is missing.')
-    target, _, attribute = name.partition(':')
+    target, _, attribute = name.partition(':') if isinstance(name, str) else ('', '', '')
+    if not all(word.isidentifier() for word in target.split('.')):
+        raise ValueError(f'{section}.name is {name!r}; it must be the name of a module.')
     if '.' not in target and room is not None and '.' not in room:
         target = f'jaxgen.{target}.sampler'
     elif '.' not in target:
@@ -255,13 +285,13 @@ def _resolve(section: str, name: str | None, room: str | None = None) -> Callabl
         module = importlib.import_module(target)
     except ModuleNotFoundError as error:
         if not f'{target}.'.startswith(f'{error.name}.'):
-            raise
+            raise ValueError(f"{section}.name is '{name}', and {target} needs {error.name}.") from error
         raise ValueError(
             f"{section}.name is '{name}', but there is no module {target}." + _siblings(target)
         ) from None
     attribute = attribute or 'build'
-    if not hasattr(module, attribute):
-        raise ValueError(f"{section}.name is '{name}', but {target} has no '{attribute}'.")
+    if not callable(getattr(module, attribute, None)):
+        raise ValueError(f"{section}.name is '{name}', but {target} has no '{attribute}' to call.")
     return getattr(module, attribute)
 
 
@@ -281,20 +311,28 @@ def _signature(section: str, config: Mapping[str, Any]) -> Mapping[str, inspect.
 def _sources(config: Mapping[str, Any]) -> Callable[[str], Any]:
     opened: dict[str, Any] = {}
     build = _resolve('data', config['data'].get('name'))
+    resolution = config['data']['resolution']
+    if config.get('held_out', {}).get('resolution', resolution) != resolution:
+        raise ValueError(f'held_out.resolution differs from data.resolution, {resolution}; leave it out.')
     for section in ('data', 'held_out'):
         check(build, {k: v for k, v in config.get(section, {}).items() if k != 'name'}, section)
 
     def source(split: str) -> Any:
         if split not in opened:
             changes = config.get('held_out', {}) if split == 'held_out' else {}
-            opened[split] = part('data', {'data': {**config['data'], **changes}}, {})
+            try:
+                opened[split] = part('data', {'data': {**config['data'], **changes}}, {})
+            except OSError as error:
+                raise ValueError(f"the data for '{split}' cannot be read: {error}.") from error
         return opened[split]
 
     return source
 
 
-def _fitting(source: Callable[[str], Any], conditioner: Any) -> Callable[[str], Any]:
-    """The same sources, refused where they have not what the conditioner reads."""
+def _fitting(
+    source: Callable[[str], Any], conditioner: Any, objective: Objective, latent: tuple[int, ...]
+) -> Callable[[str], Any]:
+    """The same sources, refused where they have not what the conditioner and the objective read."""
 
     def checked(split: str) -> Any:
         opened = source(split)
@@ -305,6 +343,17 @@ def _fitting(source: Callable[[str], Any], conditioner: Any) -> Callable[[str], 
             raise ValueError(
                 f'the conditioner has {conditioner.classes} classes and the data {has.classes or "none"}; '
                 'set conditioner.classes, or use data with class labels.'
+            )
+        for name in objective.reads:
+            if name not in has.arrays:
+                raise ValueError(
+                    f"the objective reads '{name}' of every example, and the data has "
+                    f'{", ".join(has.arrays)}; use data and an objective that fit.'
+                )
+        if has.latent and has.latent != latent:
+            raise ValueError(
+                f'the data holds latents of shape {has.latent}, and the tokenizer makes {latent}; '
+                'use the tokenizer that they were made with.'
             )
         return opened
 
@@ -317,9 +366,17 @@ def _networks(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, 
     settings = {**{name: {} for name in own}, **config.get('networks', {})}
     networks = {}
     for name, section in settings.items():
+        known_keys(section, ('module', *inspect.signature(Network).parameters), f'section networks.{name}')
         section = dict(section)
         module = section.pop('module', config['model'] if name == 'model' else None)
         if module is not None:
+            if not isinstance(module, Mapping):
+                raise ValueError(f'networks.{name}.module is {module!r}; it must be a section, as model is.')
+            for key in ('channels', 'classes', 'learned_variance') if name == 'model' else ():
+                if key in known and module.get(key, known[key]) != known[key]:
+                    raise ValueError(
+                        f'model.{key} is {module[key]!r}, and the other parts say {known[key]}; leave it out.'
+                    )
             module = part('model', {'model': module}, known)
         elif name not in own:
             raise ValueError(
@@ -328,41 +385,3 @@ def _networks(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, 
             )
         networks[name] = call(Network, section, {'module': module}, f'networks.{name}')
     return networks
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, 'to_dict'):
-        value = value.to_dict()
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items() if inner is not None}
-    return tuple(_plain(inner) for inner in value) if isinstance(value, list | tuple) else value
-
-
-def _known_keys(settings: Mapping[str, Any], valid: Any, where: str) -> None:
-    for key in settings:
-        if key not in valid:
-            nearest = difflib.get_close_matches(key, list(valid), 1, 0)
-            raise ValueError(
-                f"{where} has no key '{key}'; the nearest is '{nearest[0]}'."
-                if nearest
-                else f"{where} has no key '{key}'; it takes none."
-            )
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return any(_fits(value, one) for one in typing.get_args(hint))
-    origin = typing.get_origin(hint) or hint
-    if origin is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if origin is types.NoneType:
-        return value is None
-    if origin is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if origin in (str, bool, tuple, dict):
-        return isinstance(value, origin)
-    return hint is Any or not isinstance(value, str | int | float)  # a part, not the name of one
-
-
-def _words(hint: Any) -> str:
-    return getattr(hint, '__name__', str(hint).replace('typing.', ''))

@@ -13,7 +13,7 @@ ROOT = Path(jaxgen.__file__).parent
 
 # Ground floor first. Rooms on one floor do not import each other.
 FLOORS = (
-    ('keys', 'pictures', 'kernels'),
+    ('artifact', 'config', 'keys', 'pictures', 'kernels'),
     ('layers',),
     ('models', 'tokenizers', 'encoders'),
     ('weights', 'conditioning'),
@@ -25,6 +25,7 @@ FLOORS = (
     ('recipe',),
     ('program',),
     ('generate',),
+    ('search',),
     ('jobs',),
     ('main',),
 )

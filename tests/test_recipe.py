@@ -35,7 +35,7 @@ REFUSALS = {
     'unknown key of a network': ({'networks.text': {'frozen': 1}}, "networks.text has no key 'frozen'"),
     'text for a number': ({'train.steps': 'many'}, "train.steps is 'many', a str; it must be int"),
     'fraction for a count': ({'model.depth': 2.5}, 'model.depth is 2.5, a float; it must be int | None'),
-    'number for a switch': ({'train.flip': 1}, 'train.flip is 1, a int; it must be bool'),
+    'number for a switch': ({'train.flip': 1}, 'train.flip is 1, an int; it must be bool'),
     'missing key': ({'train.steps': None}, 'train.steps is missing'),
     'missing name': ({'model.name': None}, 'model.name is missing'),
     'unknown part': ({'model.name': 'pixert'}, r'no module jaxgen.models.pixert. There are: dit, .*pixart'),
@@ -46,7 +46,15 @@ REFUSALS = {
     "times that are not the path's": ({'objective.times': 'discrete'}, "set path.name='vp'"),
     "steps that are not the path's": ({'prediction.time': 'steps'}, "set path.name='vp'"),
     'variance of a flow': ({'prediction.learned_variance': True}, 'set learned_variance=False'),
-    'unknown path': ({'path.name': 'liner'}, "'linear', 'gvp', 'vp' or 've'"),
+    'unknown path': ({'path.name': 'liner'}, "'linear', 'gvp', 'vp', 'vp_continuous' or 've'"),
+    'channels of another model': ({'model.channels': 7}, 'model.channels is 7, and the other parts say 3'),
+    'held-out pictures of another size': ({'held_out.resolution': 64}, 'differs from data.resolution, 32'),
+    'missing part of the objective': ({'path': None}, "no section 'path', which objective needs"),
+    'rule without axes': (
+        {'networks': {'model': {'rules': ('kernel',)}}},
+        "sharding rule 'kernel' is no pair",
+    ),
+    'rule that is no regex': ({'networks': {'model': {'rules': (('(', ()),)}}}, 'is no regex'),
     'unfitting fold': ({'tokenizer.fold': 5}, 'tokenizer.fold is 5; it must divide the resolution 32'),
 }
 
@@ -77,6 +85,7 @@ def test_classes_come_from_the_data(tmp_path, monkeypatch):
         ({'train.sample_batch': 4}, r'train.sample_batch is 4; it must be a multiple of 8'),
         ({'mesh': {'data': 2, 'model': 4}}, r"mesh axis 'model' does not exist"),
         ({'optimizer.name': 'adamww'}, r"nearest is 'adamw'"),
+        ({'optimizer.options': {'consistent_rms': 'x'}}, 'consistent_rms=None, and cannot have it'),
         ({'optimizer.beta': 1}, r"section optimizer has no key 'beta'"),
     ],
 )

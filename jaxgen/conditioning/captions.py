@@ -8,12 +8,13 @@ import dataclasses
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from flax import linen as nn
 from jax import Array
 
+from jaxgen.config import Depth, Dtype, Range, Size
 from jaxgen.encoders.text import TextTransformer
 
 WORD = re.compile(r'[a-z]+|[0-9]|[^\sa-z0-9]')
@@ -74,24 +75,30 @@ class Captions:
 
     def example(self, prompt: str) -> dict[str, Any]:
         """The example that a prompt from the command line stands for."""
+        tokens = len(self.ids(prompt))
+        if tokens > self.length:
+            raise ValueError(
+                f"the prompt '{prompt[:40]}...' has {tokens} {self.tokens}, and this recipe reads "
+                f'{self.length}; shorten it, or train with a longer conditioner.length.'
+            )
         return {'caption': prompt}
 
 
 def build(
     tokens: str = 'words',
-    vocabulary: int = 4096,
-    length: int = 48,
-    width: int = 256,
-    depth: int = 2,
-    heads: int = 4,
+    vocabulary: Annotated[int, Range(2, 2**24)] = 4096,
+    length: Size = 48,
+    width: Size = 256,
+    depth: Depth = 2,
+    heads: Size = 4,
     sizes: bool = False,
-    dtype: str = 'float32',
+    dtype: Dtype = 'float32',
 ) -> Captions:
     """Captions as 'words' (hashed into `vocabulary`) or 'bytes', read by `depth` transformer layers."""
     if tokens not in ('words', 'bytes'):
         raise ValueError(f"conditioner.tokens is '{tokens}'; it can be 'words' or 'bytes'.")
-    if width % heads:
-        raise ValueError(f'conditioner.width {width} does not divide into {heads} heads.')
+    if width % (2 * heads):
+        raise ValueError(f'conditioner.width {width} does not divide into {heads} heads of an even width.')
     vocabulary = 257 if tokens == 'bytes' else vocabulary
-    text = TextTransformer(vocabulary, length, width, depth, heads, dtype)
+    text = TextTransformer(vocabulary, width, depth, heads, dtype)
     return Captions(tokens, vocabulary, length, width, text, sizes)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jax import Array
 
+from jaxgen.config import Count
+
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
@@ -43,13 +45,14 @@ class Labels:
 
     def example(self, prompt: str) -> dict[str, Any]:
         """The example that a prompt from the command line stands for: a class number."""
-        if not prompt.strip().isdigit():
+        if not (prompt.strip().isdecimal() and int(prompt) < self.classes):
             raise ValueError(
-                f"'{prompt}' is no label; this recipe is conditioned on class numbers: --prompt=3."
+                f"'{prompt[:40]}' is no label; this recipe is conditioned on class numbers, from 0 to "
+                f'{self.classes - 1}.'
             )
         return {'label': int(prompt)}
 
 
-def build(classes: int) -> Labels:
+def build(classes: Count) -> Labels:
     """The conditioner for the data's classes."""
     return Labels(classes)

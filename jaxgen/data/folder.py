@@ -20,6 +20,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
+from jaxgen.config import Part, Share, Side
 from jaxgen.data import images
 from jaxgen.data.source import Description, Example, check_resolution, check_split, default_data_dir
 
@@ -210,11 +211,11 @@ def _held_out(names: Sequence[str], holdout: float) -> set[str]:
 def build(
     path: str,
     split: str = 'train',
-    resolution: int = 256,
+    resolution: Side = 256,
     captions: bool | None = None,
     crop: str = 'centre',
-    holdout: float = 0.05,
-    unreadable_limit: float = 0.01,
+    holdout: Part = 0.05,
+    unreadable_limit: Share = 0.01,
     data_dir: str | None = None,
 ) -> Folder:
     """The pictures below `path`, local or gs://, as squares of `resolution`.

@@ -30,13 +30,15 @@ def _reader(source: Source, train: bool, flip: bool) -> Callable[[int, np.random
     return read
 
 
-def _collate(arrays: Arrays | None) -> Callable[[Sequence[Example]], Batch]:
+def _collate(stacked: Sequence[str], arrays: Arrays | None) -> Callable[[Sequence[Example]], Batch]:
     def collate(examples: Sequence[Example]) -> Batch:
         # np.stack copies: the device may alias a batch's memory, so that no batch may share any.
-        batch = {'image': np.stack([example['image'] for example in examples])}
+        batch = {name: np.stack([example[name] for example in examples]) for name in stacked}
         more = {} if arrays is None else arrays(examples)
-        if 'image' in more:
-            raise ValueError("the arrays hold 'image', which is the picture's name; name them otherwise")
+        if twice := batch.keys() & more.keys():
+            raise ValueError(
+                f"the arrays hold '{min(twice)}', which the source has already; name them otherwise"
+            )
         return batch | more
 
     return collate
@@ -55,7 +57,7 @@ def batches(
     flip: bool = False,
     threads: int = 4,
 ) -> Iterator[Batch]:
-    """Endless batches of this process from `start_step` on: 'image' uint8 [b, H, W, 3] and the `arrays`.
+    """Endless batches of this process from `start_step` on: the source's arrays and the `arrays` given.
 
     `batch` is the global size. With `train=False` the examples come in their order, neither shuffled nor
     flipped, again from the first after the last. `threads=0` reads in the calling thread.
@@ -68,12 +70,19 @@ def batches(
         raise ValueError(f'process {process} of {processes}; count processes from 0')
     if start_step < 0 or threads < 0:
         raise ValueError(f'start_step={start_step} and threads={threads}; neither may be negative')
+    stacked = source.description.arrays
+    if flip and 'image' not in stacked:
+        raise ValueError(
+            f'the data holds {", ".join(stacked)} and no picture to mirror; set train.flip=False'
+        )
     local = batch // processes
     dataset = grain.MapDataset.range(len(source)).seed(seed)
     if train:
         dataset = dataset.shuffle()
     dataset = dataset.repeat().random_map(_reader(source, train, flip))
     # Slices of `local` examples: the step's slice of process p is number step * processes + p.
-    dataset = dataset.batch(local, batch_fn=_collate(arrays))[start_step * processes + process :: processes]
+    dataset = dataset.batch(local, batch_fn=_collate(stacked, arrays))[
+        start_step * processes + process :: processes
+    ]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads * _PREFETCH)
     return iter(dataset.to_iter_dataset(options))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxgen.config import Count, Seed, Side, Size
 from jaxgen.data import images
 from jaxgen.data.shapes_builder import Sizes, prepare
 from jaxgen.data.shapes_scene import LABEL_NAMES, PLACES
@@ -54,11 +55,11 @@ class Shapes:
 
 def build(
     split: str = 'train',
-    resolution: int = 32,
-    examples: int = 20_000,
-    test_examples: int = 2_000,
-    objects: tuple[int, int] = (1, 3),
-    seed: int = 0,
+    resolution: Side = 32,
+    examples: Count = 20_000,
+    test_examples: Count = 2_000,
+    objects: tuple[Size, Size] = (1, 3),
+    seed: Seed = 0,
     data_dir: str | None = None,
 ) -> Shapes:
     """The split 'train' or 'test' of the shapes, drawn and written below `data_dir` where it is not yet.

@@ -1,7 +1,8 @@
 """What every source of examples offers, and nothing of how it does so.
 
 An example is a dict with 'image' (uint8 [H, W, 3]) and, where the source has them, 'label' (int)
-and 'caption' (str). Sources are random access, so that data can be a function of (seed, step).
+and 'caption' (str); `description.arrays` names what goes into batches as it is. Sources are random
+access, so that data can be a function of (seed, step).
 """
 
 import dataclasses
@@ -21,6 +22,8 @@ class Description:
     classes: int | None = None
     captions: bool = False
     label_names: tuple[str, ...] | None = None
+    arrays: tuple[str, ...] = ('image',)
+    latent: tuple[int, ...] | None = None  # the shape of what is stored already encoded
 
 
 class Source(Protocol):

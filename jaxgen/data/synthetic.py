@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from jaxgen.config import Count, Seed, Side
 from jaxgen.data.source import Description, Example, check_resolution, check_split
 
 WORDS = ('a', 'painting', 'of', 'the', 'sea', 'with', 'two', 'ships', 'under', 'clouds', 'at', 'night')
@@ -36,11 +37,11 @@ class Synthetic:
 
 def build(
     split: str = 'train',
-    resolution: int = 256,
-    classes: int | None = 1000,
+    resolution: Side = 256,
+    classes: Count | None = 1000,
     captions: bool = True,
-    examples: int = 10_000,
-    seed: int = 0,
+    examples: Count = 10_000,
+    seed: Seed = 0,
 ) -> Synthetic:
     """`examples` noise pictures, with labels where `classes` is a number and with words for captions."""
     check_split(split)

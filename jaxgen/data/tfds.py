@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jaxgen.config import Side
 from jaxgen.data import images
 from jaxgen.data.source import Description, Example, check_resolution
 
@@ -63,7 +64,7 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 def build(
     dataset: str,
     split: str = 'train',
-    resolution: int = 256,
+    resolution: Side = 256,
     data_dir: str | None = None,
     image_key: str = 'image',
     label_key: str | None = None,

@@ -14,13 +14,13 @@ from jaxgen.diffusion.denoiser import At, Condition, Denoiser
 from jaxgen.diffusion.path import interpolate
 from jaxgen.diffusion.solvers import Solver, State
 
-Spacing = Callable[[Array, Array], Array]
+Times = Callable[[Array, Array], Array]
 
 
 def solve(
     denoiser: Denoiser,
     solver: Solver,
-    spacing: Spacing,
+    spacing: Times,
     steps: Array | int,
     x: Array,
     cond: Condition,
@@ -38,9 +38,9 @@ def solve(
 
         step_keys = random.split_each(random.fold(keys, 'solver'), i)
         state = solver.step(state, evaluate, t, t_next, step_keys)
-        return state.replace(x=keep(state.x, t_next))
+        return state.replace(x=keep(state.x, t_next), step=jnp.int32(i + 1))
 
-    start = State(x, solver.init(x), denoiser.init(x, cond))
+    start = State(x, solver.init(x), denoiser.init(x, cond), jnp.int32(first), jnp.int32(steps))
     return jax.lax.fori_loop(first, steps, body, start).x
 
 

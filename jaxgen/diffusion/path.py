@@ -1,9 +1,9 @@
 """The path from data to noise: x_t = alpha(t) data + sigma(t) noise, for t in [0, 1] with 1 = noise.
 
 Linear flow (rectified flow, arXiv:2209.03003), variance-preserving diffusion on its discrete training
-steps (DDPM, arXiv:2006.11239; cosine, arXiv:2102.09672), the trigonometric path GVP (SiT,
-arXiv:2401.08740) and the variance-exploding one (EDM, arXiv:2206.00364). Nothing else in the library
-knows a noise schedule.
+steps (DDPM, arXiv:2006.11239; cosine, arXiv:2102.09672) and in continuous time (arXiv:2011.13456), the
+trigonometric path GVP (SiT, arXiv:2401.08740) and the variance-exploding one (EDM, arXiv:2206.00364).
+Nothing else in the library knows a noise schedule.
 """
 
 import dataclasses
@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from jaxgen.config import Inside, Positive, Size
 
 
 class Path(Protocol):
@@ -41,6 +43,12 @@ def d_sigma(path: Path, t: Array) -> Array:
 def log_snr(path: Path, t: Array) -> Array:
     """log(alpha^2 / sigma^2): plus infinity at the data, minus infinity at pure noise."""
     return 2 * (jnp.log(path.alpha(t)) - jnp.log(path.sigma(t)))
+
+
+def ends_in_noise(path: Path) -> bool:
+    """Whether nothing of the data is left at t = 1."""
+    with jax.ensure_compile_time_eval():
+        return bool(path.alpha(jnp.float32(1)) < 1e-5)
 
 
 def interpolate(path: Path, data: Array, noise: Array, t: Array) -> Array:
@@ -133,6 +141,28 @@ def _log_alpha_table(betas: str, steps: int, start: float, end: float) -> np.nda
 
 
 @dataclasses.dataclass(frozen=True)
+class ContinuousVariancePreserving:
+    """VP in continuous time, as SiT has it: beta(t) = beta_min + t (beta_max - beta_min)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def log_alpha(self, t: Array) -> Array:
+        return -t * (self.beta_min / 2 + t * (self.beta_max - self.beta_min) / 4)
+
+    def alpha(self, t: Array) -> Array:
+        return jnp.exp(self.log_alpha(t))
+
+    def sigma(self, t: Array) -> Array:
+        return jnp.sqrt(-jnp.expm1(2 * self.log_alpha(t)))
+
+    def time(self, log_snr: Array) -> Array:
+        lost = jax.nn.softplus(-log_snr) / 2  # -log alpha, a quadratic in t
+        linear, square = self.beta_min / 2, (self.beta_max - self.beta_min) / 4
+        return 2 * lost / (linear + jnp.sqrt(linear**2 + 4 * square * lost))
+
+
+@dataclasses.dataclass(frozen=True)
 class VarianceExploding:
     """EDM's: alpha = 1, sigma grows in proportion to t, so that dx/dt is EDM's dx/dsigma."""
 
@@ -154,20 +184,31 @@ BETAS = ('linear', 'scaled_linear', 'cosine')
 def build(
     name: str = 'linear',
     betas: str = 'linear',
-    train_steps: int = 1000,
-    beta_start: float = 1e-4,
-    beta_end: float = 2e-2,
-    sigma_max: float = 80.0,
+    train_steps: Size = 1000,
+    beta_start: Inside = 1e-4,
+    beta_end: Inside = 2e-2,
+    beta_min: Positive = 0.1,
+    beta_max: Positive = 20.0,
+    sigma_max: Positive = 80.0,
 ) -> Path:
-    """A path by name: 'linear', 'gvp', 'vp' (with its betas) or 've'."""
+    """A path by name: 'linear', 'gvp', 'vp' (with its betas), 'vp_continuous' or 've'.
+
+    beta_start and beta_end are those of 'vp', a training step; beta_min and beta_max of 'vp_continuous'.
+    """
     if name == 'linear':
         return Linear()
     if name == 'gvp':
         return Gvp()
     if name == 've':
         return VarianceExploding(sigma_max)
+    if name == 'vp_continuous':
+        if not 0 < beta_min < beta_max:
+            raise ValueError(
+                f'path.beta_min is {beta_min} and beta_max {beta_max}; above 0, and beta_min the smaller.'
+            )
+        return ContinuousVariancePreserving(beta_min, beta_max)
     if name != 'vp':
-        raise ValueError(f"path.name is '{name}'; it can be 'linear', 'gvp', 'vp' or 've'.")
+        raise ValueError(f"path.name is '{name}'; it can be 'linear', 'gvp', 'vp', 'vp_continuous' or 've'.")
     if betas not in BETAS:
         raise ValueError(f"path.betas is '{betas}'; it can be one of {', '.join(BETAS)}.")
     return VariancePreserving(betas, train_steps, beta_start, beta_end)

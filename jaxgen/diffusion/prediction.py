@@ -1,22 +1,25 @@
 """What a network is given and what its output means; the one place that converts between predictions.
 
 A network may predict the noise (DDPM), the data, v = alpha noise - sigma data (arXiv:2202.00512), the
-velocity dx/dt (flow matching, arXiv:2210.02747) or EDM's F (arXiv:2206.00364), with or without the
-learned variance of arXiv:2102.09672. `Estimate` turns any of them into any other. What holds where
-alpha or sigma is zero is decided here and nowhere else.
+velocity dx/dt (flow matching, arXiv:2210.02747), the score (SiT, arXiv:2401.08740) or EDM's F
+(arXiv:2206.00364), with or without the learned variance of arXiv:2102.09672. `Estimate` turns any of
+them into any other. What holds where alpha or sigma is zero is decided here and nowhere else.
 """
 
 import dataclasses
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.diffusion.path import Path, d_alpha, d_sigma, per_example
+from jaxgen.config import Positive
+from jaxgen.diffusion.path import Path, d_alpha, d_sigma, ends_in_noise, per_example
 
-OUTPUTS = ('noise', 'data', 'v', 'velocity', 'edm')
+OUTPUTS = ('noise', 'data', 'v', 'velocity', 'score', 'edm')
 TIMES = ('unit', 'reversed', 'thousand', 'steps', 'log_sigma')
 TINY = 1e-6
+NEAR = 1e-3  # how near SiT goes to an end that has no limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,12 @@ class Prediction:
 
     def estimate(self, path: Path, x: Array, t: Array, output: Array) -> 'Estimate':
         """What the network's output says of x at time t."""
-        variance = None
+        variance, channels = None, x.shape[-1] * (2 if self.learned_variance else 1)
+        if output.shape[-1] != channels:
+            raise ValueError(
+                f'the network puts out {output.shape[-1]} channels, and the prediction has {channels}: '
+                "the latents', twice with a learned variance; build the network with them."
+            )
         if self.learned_variance:
             output, variance = jnp.split(output, 2, axis=-1)
         return Estimate(x, t, output.astype(x.dtype), variance, path, self)
@@ -69,8 +77,14 @@ class Prediction:
         if self.output == 'velocity':
             slope_alpha, slope_sigma = slopes(path, t, data)
             return self._sign * (slope_alpha * data + slope_sigma * noise)
+        if self.output == 'score':
+            return -noise / jnp.maximum(sigma, TINY)
         skip, scale = self._edm_scales(alpha, sigma)
         return (data - skip * (alpha * data + sigma * noise)) / scale
+
+    def size(self, path: Path, t: Array) -> Array:
+        """By what losses divide an output's error: 1 / sigma for a score, which has no bound, else 1."""
+        return 1 / jnp.maximum(path.sigma(t), TINY) if self.output == 'score' else jnp.ones_like(t)
 
     @property
     def _sign(self) -> float:
@@ -85,6 +99,14 @@ def slopes(path: Path, t: Array, like: Array) -> tuple[Array, Array]:
     """alpha' and sigma', shaped for `like`; at t = 0, where sigma' may have no bound, just before it."""
     t = jnp.maximum(t, TINY)
     return per_example(d_alpha(path, t), like), per_example(d_sigma(path, t), like)
+
+
+def span(path: Path, prediction: Prediction) -> tuple[float, float]:
+    """The times, by the data and by the noise, between which such a network tells dx/dt."""
+    blind = prediction.output in ('noise', 'score') and ends_in_noise(path)
+    with jax.ensure_compile_time_eval():
+        steep = d_sigma(path, jnp.float32(TINY)) > 100 * path.sigma(jnp.float32(1))
+    return NEAR if steep or prediction.output != 'velocity' else 0.0, 1 - NEAR if blind else 1.0
 
 
 @flax.struct.dataclass
@@ -120,6 +142,8 @@ class Estimate:
             slope_alpha, slope_sigma = slopes(self.path, self.t, self.x)
             velocity = self.prediction._sign * self.output
             return (slope_sigma * x - sigma * velocity) / (alpha * slope_sigma - sigma * slope_alpha)
+        if kind == 'score':
+            return (x + sigma**2 * self.output) / jnp.maximum(alpha, TINY)
         skip, scale = self.prediction._edm_scales(alpha, sigma)
         return skip * x + scale * self.output
 
@@ -135,6 +159,8 @@ class Estimate:
             slope_alpha, slope_sigma = slopes(self.path, self.t, self.x)
             velocity = self.prediction._sign * self.output
             return (alpha * velocity - slope_alpha * x) / (alpha * slope_sigma - sigma * slope_alpha)
+        if kind == 'score':
+            return -sigma * self.output
         return (x - alpha * self.data) / jnp.maximum(sigma, TINY)
 
     @property
@@ -148,6 +174,8 @@ class Estimate:
     @property
     def score(self) -> Array:
         """The gradient of log density at x."""
+        if self.prediction.output == 'score':
+            return self.output
         return -self.noise / jnp.maximum(self.sigma, TINY)
 
 
@@ -155,7 +183,7 @@ def build(
     output: str = 'velocity',
     time: str = 'thousand',
     learned_variance: bool = False,
-    sigma_data: float = 0.5,
+    sigma_data: Positive = 0.5,
     path: Path | None = None,
 ) -> Prediction:
     """A checked Prediction; `path` is the recipe's, to refuse what does not fit it."""

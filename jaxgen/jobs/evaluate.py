@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from jaxgen import pictures
 from jaxgen.generate import make_generator
-from jaxgen.jobs.sample import latest_step, parse_knobs
-from jaxgen.program import assemble, load_params
+from jaxgen.jobs.sample import parse_knobs, with_earlier
+from jaxgen.program import Program, assemble, check_params, load_params
 from jaxgen.recipe import Recipe
 from jaxgen.training.telemetry import write_json
 
@@ -18,20 +18,43 @@ log = logging.getLogger('jaxgen')
 SHOWN = 64
 
 
-def run(
-    recipe: Recipe, workdir: str, seed: int = 0, knobs: str = '', checkpoint: int | None = None
-) -> dict[str, Any]:
-    """Score the checkpoint's pictures; returns what `evaluate.json` holds."""
+def check(
+    recipe: Recipe,
+    workdir: str,
+    seed: int = 0,
+    knobs: str = '',
+    checkpoint: int | None = None,
+    trained: bool = False,
+) -> Program:
+    """Refuse what `run` could not do, before anything is compiled. `trained`: a checkpoint is yet to come."""
     if recipe.metric is None:
         raise ValueError(
             "the config has no section 'metric' to evaluate by; add for example metric.name='alignment'."
         )
     if recipe.sampler is None:
         raise ValueError("the config has no section 'sampler'; there is nothing to draw and judge.")
+    if not 0 <= seed < 2**31:
+        raise ValueError(f'seed is {seed}; it must be in [0, 2**31).')
+    recipe.sampler.knobs(**parse_knobs(knobs))
+    program = assemble(recipe)
+    if not trained:
+        check_params(program, workdir, checkpoint)
+    return program
+
+
+def run(
+    recipe: Recipe,
+    workdir: str,
+    seed: int = 0,
+    knobs: str = '',
+    checkpoint: int | None = None,
+    ema: float | None = None,
+) -> dict[str, Any]:
+    """Score the checkpoint's pictures; returns what `evaluate.json` holds of this call."""
+    program = check(recipe, workdir, seed, knobs, checkpoint)
     workdir, metric = epath.Path(workdir), recipe.metric
     settings = recipe.sampler.knobs(**parse_knobs(knobs))
-    program, step = assemble(recipe), latest_step(workdir, checkpoint)
-    params = load_params(program, workdir, step)
+    step, params = load_params(program, workdir, checkpoint, width=ema)
     examples = metric.examples()
     seeds = [seed + i for i in range(len(examples))]
     generate = make_generator(recipe, program.mesh, recipe.train.sample_batch)
@@ -45,12 +68,13 @@ def run(
         'images': len(images),
         'seed': seed,
         'knobs': {name: float(value) for name, value in settings.items()},
+        'ema': ema,
         'grid': 'evaluate.png',
     }
     if jax.process_index() == 0:
         captions = [recipe.conditioner.describe(example) for example in examples[:SHOWN]]
         marks = [metric.judge(image, example) for image, example in zip(images[:SHOWN], examples)]
         pictures.save(workdir / record['grid'], pictures.grid(images[:SHOWN], captions, marks=marks))
-        write_json(workdir / 'evaluate.json', record)
+        write_json(workdir / 'evaluate.json', with_earlier(workdir / 'evaluate.json', record))
         log.info('%s', ', '.join(f'{name} {value:.3f}' for name, value in values.items()))
     return record

@@ -4,13 +4,17 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 
 from jaxgen.program import Program, assemble
-from jaxgen.recipe import Recipe, blank_example
+from jaxgen.recipe import Recipe
 from jaxgen.training import cost
 from jaxgen.training.telemetry import write_json
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what `run` could not do."""
+    assemble(recipe)
 
 
 def run(recipe: Recipe, workdir: str, compile_step: bool = True) -> dict[str, Any]:
@@ -18,7 +22,8 @@ def run(recipe: Recipe, workdir: str, compile_step: bool = True) -> dict[str, An
     program = assemble(recipe)
     state, frozen = program.abstract, program.abstract_frozen
     networks = {**state.params, **frozen['networks']}
-    trees = {'parameters': networks, 'optimizer': state.optimizer, 'ema': state.ema}
+    averages = (state.ema, state.profiles)
+    trees = {'parameters': networks, 'optimizer': state.optimizer, 'ema': averages}
     memory = {
         name: cost.bytes_per_device(tree, jax.tree.map(lambda leaf: leaf.sharding, tree))
         for name, tree in trees.items()
@@ -41,10 +46,7 @@ def run(recipe: Recipe, workdir: str, compile_step: bool = True) -> dict[str, An
 
 
 def _phase(program: Program, name: str, compile_step: bool) -> dict[str, Any]:
-    recipe = program.recipe
-    batch = program.abstract_batch(blank_example(recipe.config['data']['resolution']))
-    key, number = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
-    arguments = (program.abstract, program.abstract_frozen, batch, key, number)
+    arguments = program.abstract_arguments()
     with jax.set_mesh(program.mesh):
         flops = cost.flops(program.steps[name], *arguments)
         record: dict[str, Any] = {'flops_per_step': flops}

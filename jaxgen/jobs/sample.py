@@ -1,22 +1,76 @@
-"""`--mode=sample`: prompts to pictures. PNGs, one grid with captions, and a record of how they were made."""
+"""`--mode=sample`: prompts to pictures. PNGs, one grid with captions, and a record of how they were made.
 
+Every call adds to what is in the workdir: pictures are numbered on, the grid gets a name of its own, and
+sample.json keeps the records of earlier calls.
+"""
+
+import dataclasses
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from tqdm import tqdm
 
 from jaxgen import pictures
-from jaxgen.generate import make_generator
-from jaxgen.program import assemble, load_params
+from jaxgen.data import images as files
+from jaxgen.generate import Canvas, make_generator
+from jaxgen.program import Program, assemble, check_params, load_params
 from jaxgen.recipe import Recipe
-from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.telemetry import write_json
 
 log = logging.getLogger('jaxgen')
 GRID = 64
+MOST = 100_000  # pictures of one call: they are held in memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """A call of the job, found to be sound."""
+
+    program: Program
+    examples: Sequence[Mapping[str, Any]]
+    negative: Mapping[str, Any] | None
+    knobs: Mapping[str, jax.Array]
+    canvas: Canvas | None
+
+
+def check(
+    recipe: Recipe,
+    workdir: str,
+    prompt: Sequence[str] = (),
+    prompts_file: str = '',
+    negative: str = '',
+    count: int = 1,
+    seed: int = 0,
+    knobs: str = '',
+    checkpoint: int | None = None,
+    init: str = '',
+    mask: str = '',
+    start: float | None = None,
+    trained: bool = False,
+) -> Order:
+    """Refuse what `run` could not do, before anything is compiled. `trained`: a checkpoint is yet to come."""
+    if recipe.sampler is None:
+        raise ValueError("the config has no section 'sampler'; this recipe trains without drawing anything.")
+    if count < 1:
+        raise ValueError(f'count is {count}; draw at least one picture of each prompt.')
+    examples = [recipe.conditioner.example(text) for text in _prompts(prompt, prompts_file)]
+    if not 0 <= seed < 2**32 or max(1, len(examples)) * count > min(MOST, 2**32 - seed):
+        raise ValueError(
+            f'{count} pictures of {len(examples)} prompts with seeds from {seed}; seeds lie in [0, 2**32), '
+            f'and one call draws at most {MOST:,} pictures.'
+        )
+    settings = recipe.sampler.knobs(**parse_knobs(knobs))
+    against = recipe.conditioner.example(negative) if negative else None
+    canvas = _canvas(recipe.config['data']['resolution'], init, mask, start)
+    program = assemble(recipe)
+    if not trained:
+        check_params(program, workdir, checkpoint)
+    return Order(program, examples, against, settings, canvas)
 
 
 def run(
@@ -29,58 +83,52 @@ def run(
     seed: int = 0,
     knobs: str = '',
     checkpoint: int | None = None,
+    ema: float | None = None,
+    init: str = '',
+    mask: str = '',
+    start: float | None = None,
 ) -> dict[str, Any]:
-    """Draw `count` pictures of each prompt (or label); returns what `sample.json` holds.
+    """Draw `count` pictures of each prompt (or label); returns what `sample.json` holds of this call.
 
     Without prompts, the metric's first ones are drawn, or the held-out split's. Image i of prompt j has
     seed `seed + j * count + i`, whatever it is batched with.
     """
-    if recipe.sampler is None:
-        raise ValueError("the config has no section 'sampler'; this recipe trains without drawing anything.")
-    workdir, examples = epath.Path(workdir), _examples(recipe, prompt, prompts_file)
-    settings = recipe.sampler.knobs(**parse_knobs(knobs))
-    if count < 1:
-        raise ValueError(f'count is {count}; draw at least one picture of each prompt.')
-    program, step = assemble(recipe), latest_step(workdir, checkpoint)
-    params = load_params(program, workdir, step)
-    examples = [example for example in examples for _ in range(count)]
+    order = check(
+        recipe, workdir, prompt, prompts_file, negative, count, seed, knobs, checkpoint, init, mask, start
+    )
+    workdir, program = epath.Path(workdir), order.program
+    step, params = load_params(program, workdir, checkpoint, width=ema)
+    examples = [example for example in order.examples or _own(recipe) for _ in range(count)]
     seeds = [seed + i for i in range(len(examples))]
-    negatives = [recipe.conditioner.example(negative)] * len(examples) if negative else None
+    negatives = [order.negative] * len(examples) if order.negative else None
+    first = _next_number(workdir / 'samples')
     generate = make_generator(recipe, program.mesh, recipe.train.sample_batch)
     with tqdm(total=len(examples), desc='sample', unit='image') as bar:
-        images = generate(params, examples, seeds, settings, negatives, bar.update)
+        images = generate(params, examples, seeds, order.knobs, negatives, bar.update, order.canvas)
     captions = [recipe.conditioner.describe(example) for example in examples]
-    files = [f'samples/{i:05d}.png' for i in range(len(images))]
     record = {
         'config': recipe.config,
         'checkpoint': step,
         'prompts': captions,
         'negative': negative,
         'seeds': seeds,
-        'knobs': {name: float(value) for name, value in settings.items()},
-        'files': files,
-        'grid': 'samples/grid.png',
+        'knobs': {name: float(value) for name, value in order.knobs.items()},
+        'ema': ema,
+        'init': init,
+        'mask': mask,
+        'start': start,
+        'files': [f'samples/{first + i:05d}.png' for i in range(len(images))],
+        'grid': f'samples/grid_{first:05d}.png' if first else 'samples/grid.png',
     }
     if jax.process_index() == 0:
-        for file, image in zip(files, images):
+        for file, image in zip(record['files'], images):
             pictures.save(workdir / file, image)
         pictures.save(workdir / record['grid'], pictures.grid(images[:GRID], captions[:GRID]))
-        write_json(workdir / 'sample.json', record)
+        write_json(workdir / 'sample.json', with_earlier(workdir / 'sample.json', record))
         log.info(
-            '%d pictures in %s, together in %s.', len(files), workdir / 'samples', workdir / record['grid']
+            '%d pictures in %s, together in %s.', len(images), workdir / 'samples', workdir / record['grid']
         )
     return record
-
-
-def latest_step(workdir: epath.Path, checkpoint: int | None) -> int:
-    """The step asked for, or the last there is."""
-    with Checkpoints(workdir / 'checkpoints', read_only=True) as checkpoints:
-        steps = checkpoints.steps()
-    if not steps:
-        raise ValueError(f'{workdir} holds no checkpoint; train there first, or give another --workdir.')
-    if checkpoint is not None and checkpoint not in steps:
-        raise ValueError(f'{workdir} has no checkpoint {checkpoint}; it has {", ".join(map(str, steps))}.')
-    return steps[-1] if checkpoint is None else checkpoint
 
 
 def parse_knobs(text: str) -> dict[str, float]:
@@ -96,20 +144,65 @@ def parse_knobs(text: str) -> dict[str, float]:
     return knobs
 
 
-def _examples(recipe: Recipe, prompt: Sequence[str], prompts_file: str) -> list[dict[str, Any]]:
-    prompts = list(prompt)
-    if prompts_file:
-        path = epath.Path(prompts_file)
-        if not path.exists():
-            raise ValueError(f'there is no prompts file {prompts_file}.')
-        prompts += [line for line in path.read_text().splitlines() if line.strip()]
-        if not prompts:
-            raise ValueError(f'the prompts file {prompts_file} is empty; write one prompt a line.')
-    if prompts:
-        examples = [recipe.conditioner.example(text) for text in prompts]
-    elif recipe.metric:
-        examples = recipe.metric.examples()[:16]
-    else:
-        source = recipe.source('held_out')
-        examples = [source[i] for i in range(min(16, len(source)))]
-    return examples
+def with_earlier(path: epath.Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with those of earlier calls, newest first, where the file at `path` holds such."""
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):  # there is none, or it is no record
+        return dict(record)
+    earlier = before.pop('earlier', [])
+    if before.get('config') == json.loads(json.dumps(record['config'])):
+        del before['config']  # said once
+    return {**record, 'earlier': [before, *earlier]}
+
+
+def _prompts(prompt: Sequence[str], prompts_file: str) -> list[str]:
+    if not prompts_file:
+        return list(prompt)
+    path = epath.Path(prompts_file).expanduser()
+    if not path.exists():
+        raise ValueError(f'there is no prompts file {prompts_file}.')
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f'the prompts file {prompts_file} cannot be read as text: {error}.') from None
+    if not lines:
+        raise ValueError(f'the prompts file {prompts_file} is empty; write one prompt a line.')
+    return [*prompt, *lines]
+
+
+def _own(recipe: Recipe) -> list[dict[str, Any]]:
+    """What is drawn where nothing is asked for."""
+    if recipe.metric:
+        return recipe.metric.examples()[:16]
+    source = recipe.source('held_out')
+    return [source[i] for i in range(min(16, len(source)))]
+
+
+def _canvas(resolution: int, init: str, mask: str, start: float | None) -> Canvas | None:
+    """The picture to start from, cut to the recipe's square."""
+    if not init and (mask or start is not None):
+        raise ValueError('--mask and --start are of a picture to start from; give it as --init=picture.png.')
+    if not init:
+        return None
+    if start is not None and not 0 < start <= 1:
+        raise ValueError(f'start is {start}; it is the share of the noise to begin with, in (0, 1].')
+    if not mask and start in (None, 1):
+        raise ValueError('nothing of --init would be kept; give --mask, or --start below 1.')
+    image = _picture(init, resolution)
+    painted = None if not mask else _picture(mask, resolution).mean(-1) > 127
+    return Canvas(image, painted, np.float32(1 if start is None else start))
+
+
+def _picture(path: str, resolution: int) -> np.ndarray:
+    try:
+        image = files.decode(epath.Path(path).expanduser().read_bytes())
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f'the picture {path} cannot be read: {error}.') from None
+    return files.crop(files.fit(image, resolution), resolution)
+
+
+def _next_number(folder: epath.Path) -> int:
+    """One more than the greatest number that a picture of the folder has."""
+    names = [path.stem for path in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) + 1 for name in names if name.isdecimal()), default=0)

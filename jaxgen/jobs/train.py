@@ -1,12 +1,15 @@
 """`--mode=train`: run the objective's phases to the last step, and leave a record of it.
 
-A second call in the same workdir goes on from the last checkpoint, or says that the run is complete.
+A second call in the same workdir goes on from the last good checkpoint, or says that the run is complete; it
+is refused where what trained the checkpoint has changed. A process that is asked to leave saves first. A save
+that fails is tried again at the next interval: only the last one has to succeed.
 """
 
+import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,51 +19,176 @@ from etils import epath
 from jaxgen import pictures
 from jaxgen.data.pipeline import batches
 from jaxgen.generate import make_generator
-from jaxgen.program import Program, assemble, number, sampling_params, updates_before
+from jaxgen.program import Program, assemble, check_sources, number, sampling_params, updates_before
 from jaxgen.recipe import Recipe
-from jaxgen.training import sharding
-from jaxgen.training.checkpoint import Checkpoints, fingerprint
+from jaxgen.training import guard, sharding, snapshots
+from jaxgen.training.checkpoint import Checkpoints, SaveFailed
+from jaxgen.training.digest import fingerprint
+from jaxgen.training.preemption import Leaving
+from jaxgen.training.profile import traced
+from jaxgen.training.record import differences
 from jaxgen.training.state import TrainState
-from jaxgen.training.telemetry import Telemetry, write_json
+from jaxgen.training.telemetry import Telemetry, read_lines, write_json
 
 log = logging.getLogger('jaxgen')
 SHOWN = 16
 
 
-def run(recipe: Recipe, workdir: str) -> dict[str, Any]:
-    """Train to `train.steps`; returns what `train.json` holds."""
+def check(recipe: Recipe) -> None:
+    """Refuse what `run` could not do, before anything is compiled or data are read."""
+    check_sources(assemble(recipe))
+
+
+def run(
+    recipe: Recipe, workdir: str, watch: Callable[[int, np.ndarray], None] | None = None
+) -> dict[str, Any]:
+    """Train to `train.steps`; returns what `train.json` holds. `watch(step, picture)` sees the samples."""
     train, program, workdir = recipe.train, assemble(recipe), epath.Path(workdir)
-    with Checkpoints(workdir / 'checkpoints', train.keep, train.keep_period or None) as checkpoints:
-        first = checkpoints.latest() or 0
+    folder = workdir / 'checkpoints'
+    with Leaving() as leaving, Checkpoints(folder, train.keep, train.keep_period or None) as checkpoints:
+        first, state, sums = _last(checkpoints, program, _same(recipe, workdir))
         if first >= train.steps:
             log.info(
                 '%s is complete: %d steps of %d. Raise train.steps to go on.', workdir, first, train.steps
             )
             if (record := _read_record(workdir)).get('step') == first:
                 return record
+        program.trace()
+        recipe.source('train')
         if train.held_out_every or (recipe.sampler and train.sample_every):
             recipe.source('held_out')  # what is wrong with it is said now, not at the first interval
         frozen = program.frozen()
-        if first:
-            log.info('Going on from step %d of %s.', first, workdir)
-            state = TrainState(**checkpoints.restore(first, program.abstract.trees()))
-        else:
+        if state is None:
             state = program.fresh()
-        with Telemetry(workdir, train.steps, first, jax.process_index() == 0) as telemetry:
-            loop = Loop(program, telemetry, workdir, frozen)
-            for step, moved in loop.steps(state, first):
-                state = moved
-                if step % train.save_every == 0 or step == train.steps:
-                    checkpoints.save(step, state.trees(), {'config': recipe.config})
+        else:
+            log.info('Going on from step %d of %s.', first, workdir)
+        step = first
+        while True:
+            with Telemetry(workdir, train.steps, step, jax.process_index() == 0, watch=watch) as telemetry:
+                loop = Loop(program, telemetry, workdir, frozen, sums)
+                state, step, stuck = _stretch(loop, checkpoints, leaving, state, step)
+            if not stuck:
+                break
+            state, step, sums = _turn_back(loop, checkpoints, state, step, stuck)
+        if step < train.steps:
+            log.info('Left at step %d of %d, which is saved; the same command goes on.', step, train.steps)
+            return {}
+        return _record(workdir, recipe, step, state, loop)
+
+
+def _same(recipe: Recipe, workdir: epath.Path) -> Callable[[Mapping[str, Any]], None]:
+    """Refuses a checkpoint that was trained by another config."""
+
+    def accept(metadata: Mapping[str, Any]) -> None:
+        if differing := differences(metadata.get('config', {}), _settled(recipe)):
+            raise ValueError(
+                f'{workdir} was trained by another config: {differing}. Put these back, or use another '
+                'workdir.'
+            )
+
+    return accept
+
+
+def _settled(recipe: Recipe) -> dict[str, Any]:
+    """The config with the training loop's defaults, whether they are written out or not."""
+    return {**recipe.config, 'train': dataclasses.asdict(recipe.train)}
+
+
+def _last(
+    checkpoints: Checkpoints, program: Program, accept: Callable[[Mapping[str, Any]], None]
+) -> tuple[int, TrainState | None, dict[str, Any]]:
+    """The step to go on from, its state (None: there is none), and the sums of metrics not yet written."""
+    if checkpoints.latest() is None:
+        return 0, None, {}
+    step, trees = checkpoints.restore_last(program.abstract.trees(), accept=accept)
+    return step, TrainState(**trees), _sums(checkpoints, step)
+
+
+def _sums(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+    sums = checkpoints.metadata(step).get('sums', {})
+    return {name: tuple(map(np.float32, pair)) for name, pair in sums.items()}
+
+
+def _stretch(
+    loop: 'Loop', checkpoints: Checkpoints, leaving: Leaving, state: TrainState, first: int
+) -> tuple[TrainState, int, tuple[str, ...]]:
+    """Train to the last step, to where we are asked to leave, or to where the guard finds phases stuck.
+
+    Returns the state, the step, and those phases.
+    """
+    recipe, train, step = loop.program.recipe, loop.program.recipe.train, first
+    for step, moved in traced(loop.steps(state, first), first, train.profile, loop.workdir / 'profile'):
+        state, leaves = moved, leaving.asked(step)
+        saves, calm = step % train.save_every == 0 or step == train.steps, True
+        if saves or loop.logs(step):
+            calm, stuck = guard.inspect(recipe.guard, state, step == train.steps)
+            if stuck:
+                return state, step, stuck
+        if leaves or (saves and (calm or step == train.steps)):
+            _save(loop, checkpoints, state, step, leaves or step == train.steps)
+        if leaves:
+            break
+    return state, step, ()
+
+
+def _save(loop: 'Loop', checkpoints: Checkpoints, state: TrainState, step: int, last: bool) -> None:
+    """Save; only the last save of a run has to succeed."""
+    recipe, train = loop.program.recipe, loop.program.recipe.train
+    try:
         checkpoints.wait()
-        return _record(workdir, recipe, max(first, train.steps), state, loop)
+    except SaveFailed as error:
+        log.warning('%s. Training goes on.', error)
+    try:
+        regular = step % train.save_every == 0 or step == train.steps
+        if regular and recipe.ema.snapshot_at(step, train.steps):
+            snapshots.store(loop.workdir / 'snapshots', step, state)  # first: a checkpoint promises it
+        sums = {name: [float(total), float(weight)] for name, (total, weight) in loop.sums.items()}
+        checkpoints.save(step, state.trees(), {'config': _settled(recipe), 'sums': sums})
+        if last:
+            checkpoints.wait()
+    except SaveFailed as error:
+        if last:
+            kept = checkpoints.latest()
+            goes_on = f'goes on from step {kept}, which is good' if kept else 'begins anew'
+            raise SaveFailed(f'{error}. Make room: the same command {goes_on}.') from error
+        log.warning('%s. Training goes on; the next save is at its interval.', error)
+
+
+def _turn_back(
+    loop: 'Loop', checkpoints: Checkpoints, state: TrainState, step: int, phases: tuple[str, ...]
+) -> tuple[TrainState, int, dict[str, Any]]:
+    """The last regular checkpoint as `_last` gives it, to go on from with other data; or the run's end."""
+    program, steps = loop.program, checkpoints.steps()
+    # Not of one that a signal left at a step of its own, so that an interrupted run turns back as any other.
+    regular = [kept for kept in steps if kept % program.recipe.train.save_every == 0]
+    target = max(regular or steps, default=0)
+    if not guard.may_turn_back(program.recipe.guard, state.progress, target):
+        cause = loop.diagnose(state, step, phases[0])
+        kept = f'checkpoint {target} is the last good one' if steps else 'there is no checkpoint'
+        raise FloatingPointError(f'training is stuck at step {step}: {cause}; {kept}.')
+    log.warning(
+        'Step %d: %s skips every step; back to step %d, on other data.', step, ', '.join(phases), target
+    )
+    # What a signal left beyond it: the run will come to these steps again, with other data.
+    for later in steps[steps.index(target) + 1 if target else 0 :]:
+        checkpoints.set_aside(later, 'left')
+    if not target:
+        before, sums = program.fresh(), {}
+    else:
+        before = TrainState(**checkpoints.restore(target, program.abstract.trees()))
+        sums = _sums(checkpoints, target)
+    progress = guard.turned_back(before.progress, state.progress, target, step)
+    return before.replace(progress=progress), target, sums
 
 
 class Loop:
     """The steps of one call: batches in, metrics, held-out losses and pictures out."""
 
-    def __init__(self, program: Program, telemetry: Telemetry, workdir: epath.Path, frozen: Mapping):
+    def __init__(
+        self, program: Program, telemetry: Telemetry, workdir: epath.Path, frozen: Mapping, sums: Mapping
+    ):
         self.program, self.telemetry, self.workdir, self.frozen = program, telemetry, workdir, frozen
+        self.sums = dict(sums)  # of the metrics since they were last written
         self.metrics: dict[str, float] = {}
         self.seconds, self.trained = 0.0, 0
         self._draw = make_generator(program.recipe, program.mesh, program.recipe.train.sample_batch)
@@ -69,9 +197,11 @@ class Loop:
         """Yield the state after each step, counted from 1."""
         program, train = self.program, self.program.recipe.train
         key = jax.random.key(train.seed)
-        source = self._batches('train', first, train.flip) if first < train.steps else iter(())
+        start = first + int(state.progress['data_offset'])
+        source = self._batches('train', start, train.flip) if first < train.steps else iter(())
         updates = {phase.name: updates_before(phase, first) for phase in program.recipe.objective.phases}
-        sums: dict[str, Any] = {}
+        if first:
+            self._recall(state, first)
         began, counted = time.time(), first
         for step in range(first, train.steps):
             with jax.set_mesh(program.mesh):
@@ -82,12 +212,12 @@ class Loop:
                         state, metrics = program.steps[phase.name](
                             state, self.frozen, batch, key, number(step)
                         )
-                        sums = _add(sums, phase.name, metrics)
+                        self.sums = _add(self.sums, phase.name, metrics)
             done = step + 1
-            if done % train.log_every == 0 or done == train.steps or done == 1:
-                means = _means(sums)
+            if self.logs(done):
+                means = {**_means(self.sums), **guard.skipped(state.progress)}
                 self.metrics.update(means)
-                now, sums = time.time(), {}
+                now, self.sums = time.time(), {}
                 if step > first:  # the first step compiles
                     self.seconds += now - began
                     self.trained += done - counted
@@ -103,16 +233,40 @@ class Loop:
             self._look(state, done)
             began += time.time() - pause
 
-    def _look(self, state: TrainState, done: int) -> None:
-        """Held-out losses and pictures, at their intervals and at the end."""
+    def logs(self, done: int) -> bool:
+        """Whether the metrics up to a step are written there."""
+        train = self.program.recipe.train
+        return done % train.log_every == 0 or done in (1, train.steps)
+
+    def diagnose(self, state: TrainState, done: int, phase: str) -> str:
+        """Why the last step could not be taken."""
+        program, train = self.program, self.program.recipe.train
+        start = done - 1 + int(state.progress['data_offset'])
+        with jax.set_mesh(program.mesh):
+            batch = sharding.to_global(next(self._batches('train', start, train.flip)), program.mesh)
+            return program.diagnose(
+                phase, state, self.frozen, batch, jax.random.key(train.seed), number(done - 1)
+            )
+
+    def _recall(self, state: TrainState, first: int) -> None:
+        """Know and do what the run knew, and would have done, had it not been cut off after its save."""
+        lines = read_lines(self.workdir, first)
+        for line in lines:
+            told = {name: value for name, value in line.items() if '/' in name}
+            self.metrics.update({k: v for k, v in told.items() if not k.endswith('/learning_rate')})
+        looked = any(name.startswith('held_out/') for line in lines if line['step'] == first for name in line)
+        self._look(state, first, not looked, not self._picture(first).exists())
+
+    def _look(self, state: TrainState, done: int, held_out: bool = True, picture: bool = True) -> None:
+        """Held-out losses and pictures, at their intervals and at the end, where they are wanted."""
         train = self.program.recipe.train
 
         def due(every: int) -> bool:
             return every > 0 and (done % every == 0 or done == train.steps)
 
-        if due(train.held_out_every):
+        if held_out and due(train.held_out_every):
             self.metrics.update(self._held_out(state, done))
-        if self.program.recipe.sampler and due(train.sample_every):
+        if picture and self.program.recipe.sampler and due(train.sample_every):
             self._pictures(state, done)
 
     def _held_out(self, state: TrainState, done: int) -> dict[str, float]:
@@ -143,8 +297,14 @@ class Loop:
         captions = [recipe.conditioner.describe(example) for example in examples]
         picture = pictures.grid(images, captions)
         if jax.process_index() == 0:
-            pictures.save(self.workdir / 'pictures' / f'{done:07d}.png', picture)
+            try:
+                pictures.save(self._picture(done), picture)
+            except OSError as error:
+                log.warning('The picture of step %d could not be written: %s.', done, error)
             self.telemetry.images(done, 'samples', picture)
+
+    def _picture(self, done: int) -> epath.Path:
+        return self.workdir / 'pictures' / f'{done:07d}.png'
 
     def _batches(self, split: str, first: int, flip: bool) -> Iterator[dict[str, np.ndarray]]:
         recipe, train = self.program.recipe, self.program.recipe.train

@@ -8,6 +8,7 @@ where its activations lie on the mesh.
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import flax.linen as nn
@@ -98,11 +99,13 @@ class SegmentRun:
         carry = (x_BLD, {c.name: jnp.zeros(shapes[c.site].shape, shapes[c.site].dtype) for c in single})
         indices = np.arange(self.start, self.start + self.segment.length)
         if self.scan:
-            (x_BLD, buffers), (kept, deltas) = jax.lax.scan(body, carry, (indices, scanned))
+            with _scope(self.start):
+                (x_BLD, buffers), (kept, deltas) = jax.lax.scan(body, carry, (indices, scanned))
             return x_BLD, buffers, kept, deltas
         outputs = []
         for i, index in enumerate(indices):
-            carry, output = body(carry, (index, jax.tree.map(lambda a, i=i: a[i], scanned)))
+            with _scope(index):
+                carry, output = body(carry, (index, jax.tree.map(lambda a, i=i: a[i], scanned)))
             outputs.append(output)
         kept, deltas = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
         return carry[0], carry[1], kept, deltas
@@ -173,6 +176,11 @@ class SegmentRun:
         }[self.remat]
         # Inside a scan nothing can be merged with the forward pass, and the barriers against it cost time.
         return jax.checkpoint(layer, policy=policy, prevent_cse=not self.scan)
+
+
+def _scope(layer: int) -> AbstractContextManager:
+    """The name of a layer, or of the layers scanned from there on, in profiles and diagnoses."""
+    return jax.named_scope(f'layers_{layer}')
 
 
 def constrain(x_BLD: jax.Array) -> jax.Array:

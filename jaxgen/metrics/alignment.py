@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage, optimize
 
+from jaxgen.config import Count, Seed, Size
 from jaxgen.data import shapes_draw, shapes_scene
 
 ATTRIBUTES = ('size', 'colour', 'shape', 'place')
@@ -198,10 +199,10 @@ class Alignment:
 
 
 def build(
-    prompts: int = 256, objects: Sequence[int] = (1, 2), seed: int = 20_000, data_name: str = 'shapes'
+    prompts: Count = 256, objects: Sequence[Size] = (1, 2), seed: Seed = 20_000, data_name: str = 'shapes'
 ) -> Alignment:
     """The metric with `prompts` held-out prompts, which take turns in having so many `objects`."""
-    if data_name != 'shapes':
+    if data_name not in ('shapes', 'pairs'):
         raise ValueError(
             f"alignment judges pictures of the data 'shapes', not of '{data_name}'; leave metric out."
         )

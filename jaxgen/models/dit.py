@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgen.config import Count, Depth, Dtype, Size
 from jaxgen.layers.attention import SelfAttention
 from jaxgen.layers.embeddings import LabelEmbedding, TimeEmbedding, position_table
 from jaxgen.layers.linear import Linear, zeros
@@ -117,17 +118,17 @@ class DiT(nn.Module):
 
 def build(
     size: str = 'XL',
-    patch: int = 2,
-    channels: int = 4,
-    classes: int = 1000,
+    patch: Size = 2,
+    channels: Size = 4,
+    classes: Count = 1000,
     learned_variance: bool = True,
-    dtype: str = 'float32',
+    dtype: Dtype = 'float32',
     attention: str | None = None,
     scan: bool = True,
     remat: str = 'none',
-    hidden: int | None = None,
-    depth: int | None = None,
-    heads: int | None = None,
+    hidden: Size | None = None,
+    depth: Depth | None = None,
+    heads: Size | None = None,
 ) -> DiT:
     """A DiT of a published size; hidden, depth and heads override it. `dtype` is what it computes in."""
     if size not in SIZES:

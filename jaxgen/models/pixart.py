@@ -14,9 +14,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgen.config import Depth, Dtype, Positive, Size, Whole
 from jaxgen.layers.attention import CrossAttention, SelfAttention
 from jaxgen.layers.embeddings import SizeEmbedding, TimeEmbedding, position_table
-from jaxgen.layers.linear import Linear, zeros
+from jaxgen.layers.linear import Linear, xavier, zeros
 from jaxgen.layers.mlp import Mlp
 from jaxgen.layers.modulation import layer_norm, modulate
 from jaxgen.layers.patches import PatchEmbed, grid_of, unpatchify
@@ -33,6 +34,11 @@ def _table_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.normal(key, shape) * shape[-1] ** -0.5
 
 
+def _open_table_init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    gates = jnp.arange(6)[:, None] % 3 == 2
+    return _table_init(key, shape) + gates
+
+
 class PixArtBlock(nn.Module):
     """Self-attention, cross-attention to the text, MLP; `modulation` is the shared one, [B, 6, D]."""
 
@@ -41,6 +47,7 @@ class PixArtBlock(nn.Module):
     compress: int = 1
     sampling: str = 'conv'
     implementation: str | None = None
+    open_start: bool = False
 
     @nn.compact
     def __call__(
@@ -55,7 +62,7 @@ class PixArtBlock(nn.Module):
         train: bool = False,
     ) -> jax.Array:
         width, dtype = x_BLD.shape[-1], x_BLD.dtype
-        table = self.param('table', _table_init, (6, width))
+        table = self.param('table', _open_table_init if self.open_start else _table_init, (6, width))
         shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = (
             (modulation + table)[:, i, None] for i in range(6)
         )
@@ -66,7 +73,8 @@ class PixArtBlock(nn.Module):
         h = attention(h, grid=grid)
         expose(self, 'attention', h)
         x_BLD = x_BLD + gate_attention.astype(dtype) * h
-        cross = CrossAttention(self.heads, self.implementation, out_init=zeros, name='cross_attention')
+        out_init = xavier if self.open_start else zeros
+        cross = CrossAttention(self.heads, self.implementation, out_init=out_init, name='cross_attention')
         h = cross(x_BLD, text_BMD, text_mask_BM)
         expose(self, 'cross_attention', h)
         x_BLD = x_BLD + h
@@ -118,6 +126,7 @@ class PixArt(nn.Module):
     attention: str | None
     scan: bool
     remat: str
+    open_start: bool
 
     @nn.compact
     def __call__(
@@ -181,7 +190,8 @@ class PixArt(nn.Module):
             )
         null = self.param('null_text', _table_init, (self.caption_length, self.caption_width))
         text_BMW = jnp.where(cond['drop'][:, None, None], null[:length].astype(text_BMW.dtype), text_BMW)
-        return Mlp(self.width, self.width, kernel_init=_small, name='caption')(text_BMW.astype(self.dtype))
+        init = xavier if self.open_start else _small
+        return Mlp(self.width, self.width, kernel_init=init, name='caption')(text_BMW.astype(self.dtype))
 
     def _segments(self) -> tuple[Segment, ...]:
         """Layers cut where the compression of keys and values changes."""
@@ -190,7 +200,13 @@ class PixArt(nn.Module):
         segments = []
         for start, stop in zip(starts, [*starts[1:], self.depth]):
             block = PixArtBlock(
-                self.heads, self.qk_norm, ratios[start], self.compress_sampling, self.attention, parent=None
+                self.heads,
+                self.qk_norm,
+                ratios[start],
+                self.compress_sampling,
+                self.attention,
+                self.open_start,
+                parent=None,
             )
             segments.append(Segment(block, stop - start))
         return tuple(segments)
@@ -198,31 +214,35 @@ class PixArt(nn.Module):
 
 def build(
     size: str = 'XL',
-    patch: int = 2,
-    channels: int = 4,
-    caption_width: int = 4096,
-    caption_length: int = 120,
+    patch: Size = 2,
+    channels: Size = 4,
+    caption_width: Size = 4096,
+    caption_length: Size = 120,
     learned_variance: bool = True,
     micro_conditioning: bool = False,
-    base_size: int | None = None,
-    interpolation: float = 1.0,
-    compress_ratio: int = 1,
-    compress_layers: tuple[int, ...] = (),
+    base_size: Size | None = None,
+    interpolation: Positive = 1.0,
+    compress_ratio: Size = 1,
+    compress_layers: tuple[Whole, ...] = (),
     compress_sampling: str = 'conv',
     qk_norm: bool = False,
-    dtype: str = 'float32',
+    dtype: Dtype = 'float32',
     attention: str | None = None,
     scan: bool = True,
     remat: str = 'none',
-    hidden: int | None = None,
-    depth: int | None = None,
-    heads: int | None = None,
+    open_start: bool = False,
+    hidden: Size | None = None,
+    depth: Depth | None = None,
+    heads: Size | None = None,
 ) -> PixArt:
     """A PixArt of a given size; hidden, depth and heads override it. `dtype` is what it computes in.
 
     Positions: `base_size` is the side in tokens of the square grid it is (or was) trained at, as the authors
     take it: image side / 8 / patch; `interpolation` is image side / 512 in theirs (alpha at 256: 1). Without
     base_size positions count tokens. `caption_length` is 120 for alpha and 300 for Sigma.
+
+    Published blocks start with a silent cross-attention and nearly shut gates, for a network made from a
+    class-conditional one; `open_start` begins with both open and reads captions far earlier in a short run.
     """
     if size not in SIZES:
         raise ValueError(f'PixArt has no size {size!r}; choose from {sorted(SIZES)}')
@@ -258,4 +278,5 @@ def build(
         attention=attention,
         scan=scan,
         remat=remat,
+        open_start=open_start,
     )

@@ -33,9 +33,11 @@ class Phase:
 class Objective:
     """The phases of a step, in order, and `init(key) -> state`.
 
-    `held_out` is the loss that is read on held-out examples, where it is not the first phase's.
+    `held_out` is the loss that is read on held-out examples, where it is not the first phase's; `reads`
+    names the arrays of a batch that the losses read besides the conditioner's.
     """
 
     phases: tuple[Phase, ...]
     init: Callable[[Array], Any] = lambda key: {}
     held_out: Loss | None = None
+    reads: tuple[str, ...] = ('image',)

@@ -1,9 +1,9 @@
 """Denoising: predict what a perfect network would say of a noisy example, for any path and prediction.
 
 With a noise prediction on a variance-preserving path this is DDPM's simple loss (arXiv:2006.11239), with
-a velocity on the linear one flow matching (arXiv:2210.02747); times uniform, uniform over the training
-steps, or logit-normal (SD3, arXiv:2403.03206). A learned variance adds the variational bound with its
-mean held fixed (arXiv:2102.09672).
+a velocity on the linear one flow matching (arXiv:2210.02747), with EDM's F at log-normal noise levels
+EDM's (arXiv:2206.00364). Which times are drawn (times.py) and how much each counts (weighting.py) are one
+option each. A learned variance adds the variational bound with its mean held fixed (arXiv:2102.09672).
 """
 
 from collections.abc import Callable, Mapping
@@ -14,12 +14,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen import keys as random
-from jaxgen.diffusion.path import Path, interpolate
+from jaxgen.config import Part, Positive, Share
+from jaxgen.diffusion.path import Path, interpolate, per_example
 from jaxgen.diffusion.prediction import Prediction
 from jaxgen.diffusion.variational import variational_bound
-from jaxgen.objectives import Objective, Phase
+from jaxgen.objectives import Loss, Objective, Phase
+from jaxgen.objectives import times as drawn
+from jaxgen.objectives import weighting as weights
 
-TIMES = ('uniform', 'discrete', 'logit_normal')
 TIME_BINS = 4
 
 
@@ -32,54 +34,68 @@ def build(
     times: str = 'uniform',
     mean: float = 0.0,
     spread: float = 1.0,
-    drop: float = 0.1,
+    shift: Positive = 1.0,
+    low: Share = 0.0,
+    high: Share = 1.0,
+    weighting: str = 'none',
+    gamma: Positive | None = None,
+    bias: float = 0.0,
+    floor: Part = 0.0,
+    drop: Part = 0.1,
 ) -> Objective:
     """Train 'model' (and the conditioner's own networks) to denoise.
 
-    times: how t is drawn ('logit_normal' has `mean` and `spread`); drop: how often the condition is
-    left out, for classifier-free guidance.
+    times: how t is drawn ('logit_normal' and 'log_normal' have `mean` and `spread`), then moved by `shift`
+    and into [low, high]; weighting: how much a time's error counts, with `gamma`, `bias` and `floor`; drop:
+    how often the condition is left out, for classifier-free guidance.
     """
-    if times not in TIMES:
-        raise ValueError(f"objective.times is '{times}'; it can be one of {', '.join(TIMES)}.")
-    if times == 'discrete' and not hasattr(path, 'train_steps'):
-        raise ValueError("objective.times 'discrete' needs a path with training steps: set path.name='vp'.")
     if prediction.learned_variance and times != 'discrete':
         raise ValueError("prediction.learned_variance is of training steps: set objective.times='discrete'.")
-    if not 0 <= drop < 1:
-        raise ValueError(f'objective.drop is {drop}; it is a share of the examples, in [0, 1).')
-    draw_times = _time_sampler(times, mean, spread, getattr(path, 'train_steps', None))
+    draw_times = drawn.sampler(times, path, mean, spread, shift, low, high)
+    weight = weights.build(weighting, path, prediction, gamma, bias, floor)
+    weights.check_bounded(weighting, weight, drawn.ends(times, path, low, high), prediction.output)
+
+    def pairs(known: Mapping, batch: Mapping, keys: Array) -> tuple[Array, Array]:
+        latents = tokenizer.encode(known, batch, random.fold(keys, 'encode')).astype(jnp.float32)
+        return latents, random.draw(jax.random.normal, random.fold(keys, 'noise'), latents.shape[1:])
+
+    loss = denoising(networks, path, prediction, conditioner, pairs, draw_times, weight, drop)
+    return Objective((Phase('denoise', ('model', *conditioner.trains), loss),))
+
+
+def denoising(
+    networks: Mapping[str, Any],
+    path: Path,
+    prediction: Prediction,
+    conditioner: Any,
+    pairs: Callable[..., tuple[Array, Array]],
+    draw_times: Callable[[Array], Array],
+    weight: Callable[[Array], Array],
+    drop: float,
+) -> Loss:
+    """The loss between latents and noise, `pairs(networks, batch, keys)`, wherever these come from."""
 
     def loss(params: Mapping, state: Any, frozen: Mapping, batch: Mapping, keys: Array, step: Array) -> tuple:
         known = {**frozen['networks'], **params}
-        latents = tokenizer.encode(known, batch, random.fold(keys, 'encode')).astype(jnp.float32)
+        latents, noise = pairs(known, batch, keys)
         dropped = random.draw(jax.random.uniform, random.fold(keys, 'drop')) < drop
         cond = conditioner.embed(known, batch, dropped, random.fold(keys, 'embed'))
         t = draw_times(random.fold(keys, 'time'))
-        noise = random.draw(jax.random.normal, random.fold(keys, 'noise'), latents.shape[1:])
         x = interpolate(path, latents, noise, t)
         x_in, t_in = prediction.inputs(path, x, t)
         output, _, _ = networks['model'](known['model'], x_in, t_in, cond, train=True)
         estimate = prediction.estimate(path, x, t, output)
-        errors = _mean((estimate.output - prediction.target(path, latents, noise, t)) ** 2)
+        misses = estimate.output - prediction.target(path, latents, noise, t)
+        errors = _mean((misses / per_example(prediction.size(path, t), misses)) ** 2)
         metrics = _by_time(errors, t)
+        errors = weight(t) * errors
         if prediction.learned_variance:
             bound = variational_bound(estimate, latents)
             metrics['bound'] = (bound.sum(), jnp.float32(bound.size))
             errors = errors + bound
         return errors.sum(), jnp.float32(errors.size), state, metrics
 
-    trains = ('model', *conditioner.trains)
-    return Objective((Phase('denoise', trains, loss),))
-
-
-def _time_sampler(times: str, mean: float, spread: float, steps: int | None) -> Callable[[Array], Array]:
-    def sampler(keys: Array) -> Array:
-        if times == 'logit_normal':
-            return jax.nn.sigmoid(mean + spread * random.draw(jax.random.normal, keys))
-        uniform = random.draw(jax.random.uniform, keys)
-        return (jnp.floor(uniform * steps) + 1) / steps if times == 'discrete' else uniform
-
-    return sampler
+    return loss
 
 
 def _mean(values: Array) -> Array:
@@ -87,7 +103,7 @@ def _mean(values: Array) -> Array:
 
 
 def _by_time(errors: Array, t: Array) -> dict[str, tuple[Array, Array]]:
-    """The error, and the error where t falls in each quarter of [0, 1]."""
+    """The error, before it is weighted, and the error where t falls in each quarter of [0, 1]."""
     metrics = {'error': (errors.sum(), jnp.float32(errors.size))}
     for i in range(TIME_BINS):
         low, high = i / TIME_BINS, (i + 1) / TIME_BINS

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.config import Size
 from jaxgen.layers.patches import patchify, unpatchify
 
 
@@ -47,7 +48,7 @@ class Pixels:
         return jnp.clip(jnp.round((latents + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
-def build(resolution: int, fold: int = 1) -> Pixels:
+def build(resolution: Size, fold: Size = 1) -> Pixels:
     """The tokenizer for the data's resolution."""
     if fold < 1 or resolution % fold:
         raise ValueError(f'tokenizer.fold is {fold}; it must divide the resolution {resolution}.')

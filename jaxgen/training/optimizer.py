@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from jaxgen.config import Count, Dtype, NonNegative, Whole, fits
 from jaxgen.training.sharding import path_string
 
 SCHEDULES = ('constant', 'cosine', 'linear', 'rsqrt')
@@ -36,13 +37,13 @@ Schedule = Callable[[int | jax.Array], jax.Array]
 
 def build(
     name: str = 'adamw',
-    learning_rate: float = 1e-4,
+    learning_rate: NonNegative = 1e-4,
     schedule: str = 'constant',
-    warmup: int = 0,
-    steps: int | None = None,
-    final: float = 0.0,
-    clip: float = 1.0,
-    weight_decay: float = 0.0,
+    warmup: Whole = 0,
+    steps: Count | None = None,
+    final: NonNegative = 0.0,
+    clip: NonNegative = 1.0,
+    weight_decay: NonNegative = 0.0,
     options: Mapping[str, Any] | None = None,
     no_decay: tuple[str, ...] = NO_DECAY,
     matrices: tuple[str, ...] = MATRICES,
@@ -149,7 +150,7 @@ def _check_options(name: str, options: Mapping[str, Any], parameters: Mapping[st
         'weight_decay_mask': 'no_decay',
         'muon_weight_dimension_numbers': 'matrices',
     }
-    for key in options:
+    for key, value in options.items():
         if key in ours:
             raise ValueError(
                 f"optimizer option {key!r} is set by the optimizer's own key {ours[key]!r}; move it there"
@@ -160,6 +161,11 @@ def _check_options(name: str, options: Mapping[str, Any], parameters: Mapping[st
                 f"optax's {name} has no option {key!r}; the nearest is {_nearest(key, valid)!r}, "
                 f'of {sorted(valid)}'
             )
+        default = parameters[key].default
+        plain = isinstance(default, bool | str | tuple)
+        hint = type(default) if plain else Dtype if 'dtype' in key else float | bool
+        if not fits(value, hint):
+            raise ValueError(f"optax's {name} has {key}={default!r}, and cannot have it {value!r}")
 
 
 def _muon_dimensions(matrices: tuple[str, ...]) -> Callable[[Any], Any]:

@@ -38,9 +38,9 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         if name not in AXES:
             nearest = difflib.get_close_matches(name, AXES, n=1, cutoff=0.0)[0]
             raise ValueError(f'mesh axis {name!r} does not exist; the nearest of {AXES} is {nearest!r}')
-        if size < 1 and size != -1:
+        if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
             raise ValueError(
-                f'mesh axis {name!r} has size {size}; give a positive size, or -1 for what remains'
+                f'mesh axis {name!r} has size {size!r}; give a positive size, or -1 for what remains'
             )
     sizes = [int(shape.get(name, 1)) for name in AXES]
     if sizes.count(-1) > 1:

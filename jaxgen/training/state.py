@@ -7,13 +7,18 @@ import flax.struct
 
 @flax.struct.dataclass
 class TrainState:
-    """Trees by name: `params` and `ema` by network, `optimizer` by phase, `state` the objective's own."""
+    """Trees by name: `params` and `ema` by network, `optimizer` by phase, `state` the objective's own.
+
+    `profiles` are the averages of further widths (by width, then network), `progress` the guard's counts.
+    """
 
     params: Any
     optimizer: Any
     ema: Any
     state: Any
+    profiles: Any
+    progress: Any
 
     def trees(self) -> dict[str, Any]:
         """The state as a plain dictionary, as checkpoints hold it."""
-        return {'params': self.params, 'optimizer': self.optimizer, 'ema': self.ema, 'state': self.state}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}

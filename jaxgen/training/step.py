@@ -1,7 +1,8 @@
-"""The train step of one phase: gradients over micro-batches, the optimizer's update, the average.
+"""The train step of one phase: gradients over micro-batches, the optimizer's update, the averages.
 
 It knows no objective by name. Micro-batches are summed and divided once by their total weight, so that
-accumulation equals the large batch also where a loss masks; every example keeps its own key.
+accumulation equals the large batch also where a loss masks; every example keeps its own key. What the guard
+does not let pass leaves everything as it was, but for its counts.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,10 @@ from jax import Array
 from jaxgen import keys as random
 from jaxgen.objectives import Loss, Phase
 from jaxgen.training import ema as average
+from jaxgen.training.ema import Ema
+from jaxgen.training.guard import Guard
 from jaxgen.training.state import TrainState
+from jaxgen.training.trainable import Trainable, merged, part
 
 
 def example_keys(key: Array, step: Array, purpose: str, count: int) -> Array:
@@ -26,11 +30,11 @@ def example_keys(key: Array, step: Array, purpose: str, count: int) -> Array:
 
 def make_step(
     phase: Phase,
-    trains: tuple[str, ...],
+    trains: Mapping[str, Trainable],
     optimizer: optax.GradientTransformation,
     averaged: tuple[str, ...],
-    decay: float,
-    warmup: bool,
+    averages: Ema,
+    guard: Guard,
     accumulate: int,
 ) -> Callable:
     """`step(state, frozen, batch, key, number) -> (state, metrics)`, pure and ready for jit."""
@@ -39,33 +43,60 @@ def make_step(
         state: TrainState, frozen: Mapping, batch: Mapping, key: Array, number: Array
     ) -> tuple[TrainState, dict]:
         frozen = {**frozen, 'ema': state.ema}
-        keys = example_keys(key, number, phase.name, len(jax.tree.leaves(batch)[0]))
-        trained = {name: state.params[name] for name in trains}
+        count = len(jax.tree.leaves(batch)[0])
+        keys = example_keys(key, number + state.progress['data_offset'], phase.name, count)
+        trained = part(state.params, trains)
 
         def loss(trained: Mapping, inner: Any, micro: Mapping, micro_keys: Array) -> tuple:
             total, weight, inner, metrics = phase.loss(
-                {**state.params, **trained}, inner, frozen, micro, micro_keys, number
+                merged(state.params, trained), inner, frozen, micro, micro_keys, number
             )
             return total, (weight, inner, {**metrics, 'loss': (total, weight)})
 
         gradients, weight, inner, metrics = _accumulated(loss, trained, state.state, batch, keys, accumulate)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
+        norm = optax.tree.norm(gradients)
+        healthy, counts = guard.judge(state.progress['phases'][phase.name], metrics['loss'][0], norm)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer[phase.name], trained)
-        trained = optax.apply_updates(trained, updates)
-        metrics['gradient_norm'] = (optax.tree.norm(gradients), jnp.float32(1))
-        moved = {
-            name: average.update(state.ema[name], trained[name], number, decay, warmup)
-            for name in trains
-            if name in averaged
-        }
-        return TrainState(
-            params={**state.params, **trained},
-            ema={**state.ema, **moved},
-            state=inner,
+        moved = state.replace(
+            params=merged(state.params, optax.apply_updates(trained, updates)),
             optimizer={**state.optimizer, phase.name: optimizer_state},
-        ), metrics
+            state=inner,
+        )
+        moved = _averaged(moved, averages, tuple(name for name in trains if name in averaged))
+        state = jax.tree.map(
+            lambda new, old: new if new is old else jnp.where(healthy, new, old), moved, state
+        )
+        progress = {**state.progress, 'phases': {**state.progress['phases'], phase.name: counts}}
+        metrics = {**metrics, 'gradient_norm': (norm, jnp.float32(1))}
+        # What a skipped step measured is left out of the means.
+        metrics = jax.tree.map(lambda value: jnp.where(healthy, value, jnp.zeros_like(value)), metrics)
+        return state.replace(progress=progress), metrics
 
     return step
+
+
+def _averaged(state: TrainState, averages: Ema, names: tuple[str, ...]) -> TrainState:
+    """The state with its parameters of those networks gone into their averages."""
+    counts = state.progress['averaged']
+
+    def moved(trees: Mapping, width: float | None) -> dict[str, Any]:
+        return {
+            **trees,
+            **{
+                name: average.update(trees[name], state.params[name], averages.rate(counts[name], width))
+                for name in names
+            },
+        }
+
+    return state.replace(
+        ema=moved(state.ema, None),
+        profiles={label: moved(state.profiles[label], width) for label, width in averages.further.items()},
+        progress={
+            **state.progress,
+            'averaged': {name: count + (name in names) for name, count in counts.items()},
+        },
+    )
 
 
 def _accumulated(

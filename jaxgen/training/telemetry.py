@@ -1,23 +1,29 @@
 """What a run tells while it runs: a progress bar, TensorBoard, and one JSON line a logged step.
 
 The JSON lines are the record that other programs read; a resumed run cuts them back to the step it restored,
-so that the file reads as if the run had never stopped.
+so that the file reads as if the run had never stopped. A full disk ends no run: the lines wait for room.
 """
 
+import contextlib
 import json
+import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
 import numpy as np
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
+log = logging.getLogger('jaxgen')
+METRICS = 'metrics.jsonl'
 SHOWN = ('loss', 'images_per_second')  # the last parts of the names that the console shows
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_UPLOADS = 60.0
@@ -27,7 +33,8 @@ class Telemetry:
     """The outputs of a run in `workdir`; on processes other than the first it does nothing.
 
     A context manager. Values may be device arrays of one element. Where the console is no terminal it prints
-    plain lines, at most one in `SECONDS_BETWEEN_LINES` and one at the end.
+    plain lines, at most one in `SECONDS_BETWEEN_LINES` and one at the end. `watch(step, picture)` is shown
+    every picture; a notebook that watches has the bar too.
     """
 
     def __init__(
@@ -37,18 +44,19 @@ class Telemetry:
         resume_step: int = 0,
         enabled: bool | None = None,
         console: TextIO | None = None,
+        watch: Callable[[int, np.ndarray], None] | None = None,
     ):
         self.enabled = jax.process_index() == 0 if enabled is None else enabled
         if not self.enabled:
             return
-        self._total, self._first = total_steps, resume_step
+        self._total, self._first, self._watch = total_steps, resume_step, watch
         self._console = sys.stderr if console is None else console
         directory = epath.Path(workdir)
         directory.mkdir(parents=True, exist_ok=True)
-        self._lines = _Lines(directory / 'metrics.jsonl', resume_step)
-        self._board = SummaryWriter(os.fspath(directory / 'tensorboard'), purge_step=resume_step + 1)
+        self._lines = _Lines(directory / METRICS, resume_step)
+        self._board = _Board(directory / 'tensorboard', resume_step)
         self._bar = None
-        if self._console.isatty():
+        if self._console.isatty() or watch is not None:
             self._bar = tqdm(total=total_steps, initial=resume_step, file=self._console, unit='step')
         self._begun = time.monotonic()
         self._printed = -math.inf
@@ -59,8 +67,7 @@ class Telemetry:
             return
         numbers = {name: float(np.asarray(value)) for name, value in values.items()}
         self._lines.append({'step': step, 'time': time.time(), **numbers})
-        for name, number in numbers.items():
-            self._board.add_scalar(name, number, step)
+        self._board.add(step, [summary.scalar(name, number) for name, number in numbers.items()])
         self._show(step, numbers)
 
     def images(self, step: int, name: str, grid: np.ndarray) -> None:
@@ -72,7 +79,9 @@ class Telemetry:
             raise ValueError(
                 f'image {name!r} is {grid.dtype}{list(grid.shape)}; give one uint8 [H, W, 3] grid'
             )
-        self._board.add_image(name, grid, step, dataformats='HWC')
+        self._board.add(step, [summary.image(name, grid, dataformats='HWC')])
+        if self._watch is not None:
+            self._watch(step, grid)
 
     def close(self) -> None:
         """Writes out what is still held and ends the bar."""
@@ -110,6 +119,11 @@ class Telemetry:
         print(f'step {step}/{self._total}{values}', file=self._console, flush=True)
 
 
+def read_lines(workdir: str | epath.PathLike, last_step: int) -> list[dict[str, Any]]:
+    """What a run said up to a step, line by line."""
+    return [json.loads(line) for line in _kept(epath.Path(workdir) / METRICS, last_step)]
+
+
 def write_json(path: str | epath.PathLike, values: Mapping[str, Any]) -> None:
     """Writes a JSON file that is at every moment the old one or the new one, whole."""
     _write_whole(epath.Path(path), json.dumps(values, indent=2) + '\n')
@@ -120,12 +134,12 @@ class _Lines:
 
     def __init__(self, path: epath.Path, resume_step: int):
         self._path, self._local = path, not _is_remote(path)
-        old = path.read_text() if path.exists() else ''
-        kept = ''.join(line for line in old.splitlines(keepends=True) if _reaches(line, resume_step))
-        if kept != old:
+        kept = ''.join(_kept(path, resume_step))
+        if path.exists() and kept != path.read_text():
             _write_whole(path, kept)
-        self._file = open(path, 'a', encoding='utf-8') if self._local else None
-        self._held = [] if self._local else [kept]
+        self._file = open(path, 'ab', buffering=0) if self._local else None
+        self._waiting = b'' if self._local else kept.encode()
+        self._failed = False
         self._uploaded = time.monotonic()
 
     def append(self, values: Mapping[str, Any]) -> None:
@@ -134,24 +148,70 @@ class _Lines:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        line = json.dumps(finite) + '\n'
-        if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
-            return
-        self._held.append(line)
-        if time.monotonic() - self._uploaded > SECONDS_BETWEEN_UPLOADS:
-            self._upload()
+        self._waiting += (json.dumps(finite) + '\n').encode()
+        if self._local or time.monotonic() - self._uploaded > SECONDS_BETWEEN_UPLOADS:
+            self._write()
 
     def close(self) -> None:
+        self._write()
         if self._file is not None:
             self._file.close()
-        else:
-            self._upload()
 
-    def _upload(self) -> None:
-        self._path.write_text(''.join(self._held))
-        self._uploaded = time.monotonic()
+    def _write(self) -> None:
+        """Write what waits; what a full disk does not take goes on waiting, to the byte."""
+        try:
+            if self._file is None:
+                self._path.write_bytes(self._waiting)
+                self._uploaded = time.monotonic()
+            while self._file is not None and self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if not self._failed:
+                log.warning('%s could not be written (%s); its lines wait for room.', self._path, error)
+            self._failed = True
+
+
+class _Board:
+    """A TensorBoard file, written by the caller: the library's own thread blocks the run on a full disk."""
+
+    def __init__(self, directory: epath.Path, resume_step: int):
+        self._directory, self._writer, self._given_up = directory, None, False
+        self._flushed = time.monotonic()
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write([event_pb2.Event(step=resume_step + 1, session_log=start)])  # hides what was after it
+
+    def add(self, step: int, summaries: Sequence[Any]) -> None:
+        self._write([event_pb2.Event(step=step, summary=one) for one in summaries])
+
+    def close(self) -> None:
+        self._write([], flush=True)
+        with contextlib.suppress(OSError):  # told by now
+            if self._writer is not None:
+                self._writer.close()
+
+    def _write(self, events: Sequence[Any], flush: bool = False) -> None:
+        if self._given_up:
+            return
+        now = time.monotonic()
+        try:
+            if self._writer is None:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._writer = EventsWriter(os.fspath(self._directory / 'events'))
+            for event in events:
+                event.wall_time = time.time()
+                self._writer.write_event(event)
+            if flush or now - self._flushed > SECONDS_BETWEEN_UPLOADS:
+                self._writer.flush()
+                self._flushed = now
+        except OSError as error:
+            log.warning('TensorBoard could not be written (%s); the run goes on without it.', error)
+            self._given_up = True  # half an event would hide all after it
+
+
+def _kept(path: epath.Path, resume_step: int) -> list[str]:
+    """The whole lines of a file up to a step."""
+    old = path.read_text() if path.exists() else ''
+    return [line for line in old.splitlines(keepends=True) if _reaches(line, resume_step)]
 
 
 def _reaches(line: str, resume_step: int) -> bool:

@@ -13,6 +13,7 @@ PATHS = {
     'gvp': paths.Gvp(),
     'vp': paths.VariancePreserving(),
     'cosine': paths.VariancePreserving('cosine'),
+    'continuous': paths.ContinuousVariancePreserving(),
     've': paths.VarianceExploding(),
 }
 
@@ -24,6 +25,23 @@ def test_training_steps_are_ddpms():
     np.testing.assert_allclose(path.alpha(t) ** 2, alpha_bar, rtol=1e-4)
     np.testing.assert_allclose(path.sigma(t) ** 2, 1 - alpha_bar, rtol=1e-4)
     assert path.alpha(jnp.zeros(())) == 1 and path.sigma(jnp.zeros(())) == 0
+
+
+def test_continuous_path_is_the_integral_of_its_betas():
+    path = paths.ContinuousVariancePreserving(0.1, 20.0)
+    with jax.enable_x64(True):
+        t = jnp.linspace(0.05, 1, 20)
+        betas = 0.1 + t * 19.9
+        drift = jax.vmap(lambda t: paths.d_alpha(path, t) / path.alpha(t))(t)
+        np.testing.assert_allclose(drift, -betas / 2, rtol=1e-12)
+        np.testing.assert_allclose(path.alpha(t) ** 2 + path.sigma(t) ** 2, 1, rtol=1e-12)
+    # DDPM's betas are its thousandths.
+    t = jnp.linspace(0.1, 1, 10)
+    np.testing.assert_allclose(path.log_alpha(t), paths.VariancePreserving().log_alpha(t), rtol=1e-2)
+
+
+def test_which_paths_end_in_noise():
+    assert {name for name, path in PATHS.items() if paths.ends_in_noise(path)} == {'linear', 'gvp'}
 
 
 @pytest.mark.parametrize('name', PATHS)
@@ -72,3 +90,7 @@ def test_what_does_not_fit_is_refused():
         predictions.build(learned_variance=True, path=paths.Linear())
     with pytest.raises(ValueError, match='betas'):
         paths.build('vp', betas='sqrt')
+    with pytest.raises(ValueError, match='beta_min'):
+        paths.build('vp_continuous', beta_min=3.0, beta_max=2.0)
+    with pytest.raises(ValueError, match="'vp_continuous'"):
+        paths.build('subvp')

@@ -13,7 +13,8 @@ from jaxgen.data.pipeline import batches
 from jaxgen.jobs import train
 from jaxgen.objectives import Objective, Phase
 from jaxgen.program import assemble
-from jaxgen.training.checkpoint import Checkpoints, fingerprint
+from jaxgen.training.checkpoint import Checkpoints
+from jaxgen.training.digest import fingerprint
 from nouns import tiny
 
 STEPS, DECAY = 6, 0.5

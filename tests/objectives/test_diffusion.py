@@ -1,25 +1,21 @@
 """The denoising loss against the authors' DiT code, by hand, and by what a small network learns from it."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from given import FROZEN, loss_of_example, objective
 from golden import make_dit_loss
 from golden.seeded import normal, stored
 
+from jaxgen import config
 from jaxgen import keys as random
 from jaxgen.conditioning import labels
 from jaxgen.diffusion import path, prediction
 from jaxgen.diffusion.variational import variational_bound
 from jaxgen.objectives import diffusion
 from jaxgen.tokenizers import pixels
-
-FROZEN = {'networks': {}}
-LATENTS = types.SimpleNamespace(encode=lambda params, batch, keys: batch['latents'])
-FOLDED = types.SimpleNamespace(trains=(), embed=lambda params, batch, drop, keys: {'drop': drop})
 
 
 def ddpm():
@@ -28,44 +24,20 @@ def ddpm():
     return walk, prediction.build('noise', 'steps', True, path=walk)
 
 
-def objective(network, walk, predict, **settings):
-    """The objective of a network that is a plain function, on latents that need no tokenizer."""
-    networks = {'model': network}
-    return diffusion.build(networks, walk, predict, FOLDED, LATENTS, **settings).phases[0].loss
-
-
-def given_draws(draws):
-    """What the objective draws its numbers from, with the numbers given by purpose."""
-    return types.SimpleNamespace(
-        fold=lambda keys, purpose: purpose, draw=lambda sampler, purpose, shape=(): draws[purpose]
-    )
-
-
 @pytest.fixture
 def authors_case(monkeypatch):
     """One example's loss and metrics as a function of the network's output, and the authors' numbers."""
-    given = {name: jnp.asarray(array) for name, array in make_dit_loss.inputs().items()}
+    data, noise, outputs = (jnp.asarray(array) for array in make_dit_loss.inputs().values())
+    seen = {}
+    loss = loss_of_example(monkeypatch, *ddpm(), seen, times='discrete')
 
     def run(output, example):
-        steps = make_dit_loss.STEPS[example : example + 1]
-        draws = {
-            'noise': given['noise'][example : example + 1],
-            'time': jnp.float32((steps + 0.5) / 1000),
-            'drop': jnp.ones(1),
-        }
-        monkeypatch.setattr(diffusion, 'random', given_draws(draws))
+        step = make_dit_loss.STEPS[example]
+        results = loss(output, data[example], noise[example], jnp.float32((step + 0.5) / 1000))
+        np.testing.assert_allclose(seen['t'], step, atol=1e-3)
+        return results
 
-        def network(params, x, t, cond, train):
-            np.testing.assert_allclose(t, steps, atol=1e-3)
-            return params, {}, None
-
-        batch = {'latents': given['data'][example : example + 1]}
-        loss = objective(network, *ddpm(), times='discrete')
-        total, weight, _, metrics = loss({'model': output[None]}, {}, FROZEN, batch, None, 0)
-        assert weight == 1
-        return total, {name: metrics[name][0] for name in ('error', 'bound')}
-
-    return given['output'], run, stored('dit_loss')
+    return outputs, run, stored('dit_loss')
 
 
 @pytest.mark.parametrize('example', range(len(make_dit_loss.STEPS)))
@@ -123,11 +95,7 @@ def test_flow_matching_by_hand():
         assert sum(q[1] for q in quarters) == 2
 
 
-@pytest.mark.parametrize(
-    'times, low, high, mean',
-    [('uniform', 0, 1, 0.5), ('discrete', 0.001, 1, 0.5005), ('logit_normal', 0, 1, 0.5)],
-)
-def test_times_and_drops_are_drawn_in_their_ranges(times, low, high, mean):
+def test_drops_are_drawn_apart_from_times():
     count, seen = 4096, {}
 
     def network(params, x, t, cond, train):
@@ -135,26 +103,11 @@ def test_times_and_drops_are_drawn_in_their_ranges(times, low, high, mean):
         return jnp.zeros_like(x), {}, None
 
     walk = path.build('vp')
-    loss = objective(network, walk, prediction.build('noise', 'unit', path=walk), times=times, drop=0.25)
+    loss = objective(network, walk, prediction.build('noise', 'unit', path=walk), drop=0.25)
     keys = jax.random.split(jax.random.key(1), count)
     loss({'model': None}, {}, FROZEN, {'latents': jnp.zeros((count, 1))}, keys, 0)
-    t = seen['t']
-    assert low <= t.min() < 0.05 and 0.95 < t.max() <= high
-    assert abs(t.mean() - mean) < 0.02  # four standard errors of a uniform draw
     assert abs(seen['drop'].mean() - 0.25) < 0.03
-    assert abs(np.corrcoef(t, seen['drop'])[0, 1]) < 0.06
-    if times == 'discrete':
-        np.testing.assert_allclose(t * 1000, np.round(t * 1000), atol=1e-3)
-    if times == 'logit_normal':
-        logits = np.log(t / (1 - t))
-        assert abs(logits.std() - 1) < 0.05
-
-
-def test_logit_normal_moves_with_its_mean_and_spread():
-    keys = jax.random.split(jax.random.key(2), 4096)
-    t = np.asarray(diffusion._time_sampler('logit_normal', 1.0, 0.5, None)(keys))
-    logits = np.log(t / (1 - t))
-    assert abs(logits.mean() - 1) < 0.04 and abs(logits.std() - 0.5) < 0.04
+    assert abs(np.corrcoef(seen['t'], seen['drop'])[0, 1]) < 0.06
 
 
 def test_draws_of_an_example_do_not_depend_on_its_batch():
@@ -176,17 +129,38 @@ def test_draws_of_an_example_do_not_depend_on_its_batch():
 
 
 @pytest.mark.parametrize(
-    'changes, message',
+    'output, changes, message',
     [
-        ({'times': 'sometimes'}, 'uniform, discrete, logit_normal'),
-        ({'times': 'discrete'}, "set path.name='vp'"),
-        ({'drop': 1.0}, r'objective.drop is 1.0'),
+        ('velocity', {'times': 'sometimes'}, 'uniform, discrete, logit_normal'),
+        ('velocity', {'times': 'discrete'}, "set path.name='vp'"),
+        ('data', {'weighting': 'velocity'}, r'no bound at t=0 .* the data: set objective.low=0.001'),
+        ('noise', {'weighting': 'velocity'}, r'no bound at t=1 .* the noise: set objective.high=0.999'),
     ],
 )
-def test_what_does_not_fit_is_refused(changes, message):
+def test_what_does_not_fit_is_refused(output, changes, message):
     walk = path.build('linear')
     with pytest.raises(ValueError, match=message):
-        objective(None, walk, prediction.build('velocity', path=walk), **changes)
+        objective(None, walk, prediction.build(output, path=walk), **changes)
+
+
+@pytest.mark.parametrize(
+    'output, changes',
+    [
+        ('data', {'weighting': 'velocity', 'floor': 0.05}),
+        ('data', {'weighting': 'velocity', 'times': 'logit_normal'}),
+        ('noise', {'weighting': 'velocity', 'high': 0.999}),
+        ('score', {'weighting': 'likelihood', 'low': 1e-3, 'high': 0.999}),
+    ],
+)
+def test_ends_that_are_cut_or_rare_bound_a_weighting(output, changes):
+    walk = path.build('linear')
+    objective(None, walk, prediction.build(output, path=walk), **changes)
+
+
+@pytest.mark.parametrize('name, value', [('drop', 1.0), ('shift', 0.0), ('low', -0.1), ('gamma', 0.0)])
+def test_numbers_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f'objective.{name} is {value}'):
+        config.check(diffusion.build, {name: value}, 'objective')
 
 
 def test_a_small_network_learns():

@@ -1,6 +1,9 @@
 """Checkpoints: exact, whole or absent, and free of the mesh and the cut they were written with."""
 
+import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +19,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxgen
-from jaxgen.training import checkpoint, sharding
+from jaxgen.training import checkpoint, digest, record, sharding
+
+# Of reads that fail together the first is raised; what the others say then is no news.
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 
 
 def make_state(lengths=(4,), seed=0):
@@ -47,7 +53,7 @@ def test_round_trip_is_exact_and_keeps_what_was_asked(tmp_path):
         equal(checkpoints.restore(None, abstract), states[13])
         equal(checkpoints.restore(10, abstract), states[10])
         assert checkpoints.metadata(12) == {'images': 48}
-        assert checkpoints.record(12)['fingerprint'] == checkpoint.fingerprint(states[12])
+        assert checkpoints.record(12)['fingerprint'] == digest.fingerprint(states[12])
         with pytest.raises(ValueError, match='already holds step 12'):
             checkpoints.save(12, states[12])
         with pytest.raises(ValueError, match=r'no step 11; it has \[10, 12, 13\]'):
@@ -57,7 +63,7 @@ def test_round_trip_is_exact_and_keeps_what_was_asked(tmp_path):
 def test_arrays_may_be_donated_while_they_are_written(tmp_path):
     state = {'kernel': jnp.arange(2.0**20)}
     double = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 2, tree), donate_argnums=0)
-    with checkpoint.Checkpoints(tmp_path, fingerprints=False) as checkpoints:
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state)
         for _ in range(4):
             state = double(state)
@@ -84,7 +90,7 @@ def test_another_mesh_and_another_cut_restore_the_same(tmp_path):
             make_state(lengths=(1, 3)),
         )
         restored = checkpoints.restore(3, abstract)
-        assert checkpoints.record(3)['fingerprint'] == checkpoint.fingerprint(restored)
+        assert checkpoints.record(3)['fingerprint'] == digest.fingerprint(restored)
     kernel = restored['params']['model']['stack']['1']['kernel']
     assert kernel.sharding == abstract['params']['model']['stack']['1']['kernel'].sharding
     assert kernel.addressable_shards[0].data.shape == (3, 8, 4)
@@ -172,15 +178,160 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_last_whole_step(tmp_path):
         assert checkpoints.latest() == 2
 
 
+def large(leaf):
+    """An array whose bytes lie in a file of their own, not in the index."""
+    return {'params': {'kernel': jnp.arange(2.0**14) + leaf, 'bias': jnp.arange(2.0**14) - leaf}}
+
+
+def chunk(folder):
+    """The file that holds most of a checkpoint's arrays."""
+    files = (path for path in (folder / 'state').rglob('*') if path.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip(path):
+    """One bit of a file, in its middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+HARMS = {
+    'a truncated array': (lambda step: halve(chunk(step)), 'cannot be read'),
+    'a deleted chunk': (lambda step: chunk(step).unlink(), 'cannot be read'),
+    'a chunk of another step': (
+        lambda step: shutil.copytree(step.parent / '1' / 'state', step / 'state', dirs_exist_ok=True),
+        'params/bias (and 1 more) is not what was written',
+    ),
+    'no index': (lambda step: (step / 'state' / 'manifest.ocdbt').unlink(), 'params/bias cannot be read'),
+    'a broken tree': (lambda step: halve(step / 'state' / '_METADATA'), 'params/bias cannot be read'),
+    'a truncated record': (lambda step: halve(step / 'record' / 'metadata'), 'its record cannot be read'),
+    'a record with another number': (
+        lambda step: (step / 'record' / 'metadata').write_text(
+            (step / 'record' / 'metadata').read_text().replace('16384', '16385')
+        ),
+        'its record is not what was written',
+    ),
+    'no record': (lambda step: shutil.rmtree(step / 'record'), "it has no 'record' folder"),
+}
+
+
+@pytest.mark.parametrize('harm', HARMS)
+def test_a_damaged_step_is_named_and_the_one_before_is_used(tmp_path, harm, caplog, monkeypatch):
+    monkeypatch.setattr(checkpoint.log, 'propagate', True)
+    damage, said = HARMS[harm]
+    abstract = jax.eval_shape(lambda: large(0))
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, large(1), {'step': 1})
+        checkpoints.save(2, large(2), {'step': 2})
+    damage(tmp_path / '2')
+    reader = checkpoint.Checkpoints(tmp_path, read_only=True)
+    step, tree = reader.restore_last(abstract)
+    assert step == 1 and reader.steps() == [1, 2]
+    equal(tree, large(1))
+    with pytest.raises(checkpoint.Damaged, match='/2 '):
+        reader.restore(2, abstract)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        step, tree = checkpoints.restore_last(abstract)
+        assert step == 1 and checkpoints.steps() == [1] and (tmp_path / '2.damaged').is_dir()
+        equal(tree, large(1))
+        checkpoints.save(2, large(2))
+        step, tree = checkpoints.restore_last(abstract)
+        assert step == 2
+        equal(tree, large(2))
+    read, moved = (record.message for record in caplog.records if record.name == 'jaxgen')
+    assert said in read and 'Step 1 is used instead' in read and not read.endswith('2.damaged.')
+    assert said in moved and 'Step 1 is used instead' in moved and moved.endswith('2.damaged.')
+
+
+def test_where_all_are_damaged_nothing_begins_anew(tmp_path):
+    abstract = jax.eval_shape(lambda: large(0))
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, large(step))
+        checkpoints.wait()
+        for step in (1, 2):
+            chunk(tmp_path / str(step)).unlink()
+        with pytest.raises(checkpoint.Damaged, match='/2 is damaged.*/1 is damaged.*another workdir'):
+            checkpoints.restore_last(abstract)
+        assert checkpoints.steps() == [1, 2]
+
+
+def test_what_may_not_be_used_is_no_damage(tmp_path, monkeypatch):
+    """Another config, another tree or another layout is refused, and no earlier step is taken for it."""
+
+    def refuse(metadata):
+        if metadata['step'] == 2:
+            raise ValueError('not this one')
+
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, large(step), {'step': step})
+        with pytest.raises(ValueError, match='not this one'):
+            checkpoints.restore_last(jax.eval_shape(lambda: large(0)), accept=refuse)
+        with pytest.raises(ValueError, match='does not fit this run; missing .1.: params/other'):
+            checkpoints.restore_last({'params': {'other': jnp.ones(3)}}, partial=True)
+        monkeypatch.setattr(record, 'LAYOUT', record.LAYOUT + 1)
+        with pytest.raises(ValueError, match=r'layout 2, jaxgen .* reads layout 3; use the version'):
+            checkpoints.restore_last(jax.eval_shape(lambda: large(0)))
+        assert checkpoints.steps() == [1, 2]
+
+
+@pytest.mark.parametrize('asynchronous', [False, True])
+def test_a_save_that_fails_costs_nothing_but_itself(tmp_path, asynchronous):
+    with checkpoint.Checkpoints(tmp_path, asynchronous=asynchronous) as checkpoints:
+        checkpoints.save(1, large(1))
+        checkpoints.wait()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            with pytest.raises(checkpoint.SaveFailed, match='step 2 could not be saved.*File too large'):
+                checkpoints.save(2, large(2))
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert checkpoints.steps() == [1]
+        checkpoints.save(3, large(3))
+        step, tree = checkpoints.restore_last(jax.eval_shape(lambda: large(0)))
+        assert step == 3 and sorted(path.name for path in tmp_path.iterdir()) == ['1', '3']
+        equal(tree, large(3))
+
+
+def test_configs_differ_where_it_matters():
+    config = {
+        'data': {'name': 'folder', 'path': '/one'},
+        'model': {'name': 'dit', 'depth': 2, 'remat': 'none'},
+        'optimizer': {'betas': (0.9, 0.95)},
+        'train': {'steps': 10, 'batch': 8, 'threads': 2},
+    }
+    stored = json.loads(json.dumps(config))
+    harmless = {
+        **config,
+        'data': {'name': 'folder', 'path': '/two'},
+        'model': {'name': 'dit', 'depth': 2, 'remat': 'full'},
+        'train': {'steps': 20, 'batch': 8, 'threads': 0},
+        'sampler': {'steps': 3},
+    }
+    assert record.differences(stored, config) == record.differences(stored, harmless) == ''
+    other = {**config, 'model': {'name': 'dit', 'depth': 3, 'heads': 4}, 'train': {'batch': 16}}
+    assert record.differences(stored, other) == (
+        'model.depth (was 2, is 3), model.heads (was not set, is 4), train.batch (was 8, is 16)'
+    )
+
+
 def test_fingerprint_sees_every_change():
     state = make_state()
-    first = checkpoint.fingerprint(state)
-    assert first == checkpoint.fingerprint(make_state(lengths=(1, 3)))
-    assert first != checkpoint.fingerprint(make_state(seed=1))
-    assert first != checkpoint.fingerprint(dict(state, step=jnp.asarray(7, jnp.int16)))
-    assert first != checkpoint.fingerprint({'other': state['step'], **state})
+    first = digest.fingerprint(state)
+    assert first == digest.fingerprint(make_state(lengths=(1, 3)))
+    assert first != digest.fingerprint(make_state(seed=1))
+    assert first != digest.fingerprint(dict(state, step=jnp.asarray(7, jnp.int16)))
+    assert first != digest.fingerprint({'other': state['step'], **state})
     flat = {'a': jnp.ones((2, 3))}
-    assert checkpoint.fingerprint(flat) != checkpoint.fingerprint({'a': jnp.ones((3, 2))})
+    assert digest.fingerprint(flat) != digest.fingerprint({'a': jnp.ones((3, 2))})
     mesh = sharding.make_mesh({'fsdp': 8})
     split = {'a': jax.device_put(jnp.ones((8, 3)), NamedSharding(mesh, P('fsdp')))}
-    assert checkpoint.fingerprint(split) == checkpoint.fingerprint({'a': np.ones((8, 3), np.float32)})
+    assert digest.fingerprint(split) == digest.fingerprint({'a': np.ones((8, 3), np.float32)})

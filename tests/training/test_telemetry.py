@@ -1,7 +1,9 @@
 """The run's record: exact lines, cut back on resume, quiet consoles, whole JSON files."""
 
+import contextlib
 import io
 import json
+import resource
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +68,34 @@ def test_a_resume_cuts_the_lines_back(tmp_path):
         run.scalars(5, {'loss': 50})
     assert [line['loss'] for line in read_lines(tmp_path)] == [1, 2, 3, 4, 50]
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith('.tmp')] == []
+
+
+@contextlib.contextmanager
+def full_disk(room):
+    """No file may grow past some bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_ends_no_run_and_costs_no_line(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(telemetry, 'SECONDS_BETWEEN_UPLOADS', 0)
+    monkeypatch.setattr(telemetry.log, 'propagate', True)
+    with telemetry.Telemetry(tmp_path, 100, console=io.StringIO()) as run:
+        for step in range(1, 4):
+            run.scalars(step, {'loss': step})
+        with full_disk((tmp_path / 'metrics.jsonl').stat().st_size + 7):
+            for step in range(4, 40):
+                run.scalars(step, {'loss': step})
+            assert not (tmp_path / 'metrics.jsonl').read_text().endswith('\n')
+        run.scalars(40, {'loss': 40})
+        assert [line['loss'] for line in read_lines(tmp_path)] == list(range(1, 41))
+        assert telemetry.read_lines(tmp_path, 3) == read_lines(tmp_path)[:3]
+    assert 'its lines wait for room' in caplog.text and 'goes on without it' in caplog.text
+    assert len([record for record in caplog.records if record.name == 'jaxgen']) == 2
 
 
 def test_a_pipe_gets_few_lines_and_a_terminal_a_bar(tmp_path):

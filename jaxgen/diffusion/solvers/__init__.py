@@ -1,7 +1,8 @@
 """Solvers of the probability flow, one a file, each with `build() -> Solver`.
 
 A solver takes one step from t to t_next (scalars, t_next < t), asking `evaluate(x, t, memory,
-evaluation) -> (estimate, memory)` as often as it needs; `history` is its own, walked by the loop.
+evaluation) -> (estimate, memory)` as often as it needs; `history` is its own, walked by the loop, which
+also says which `step` of how many `steps` this is.
 """
 
 import dataclasses
@@ -16,16 +17,25 @@ Evaluate = Callable[..., tuple[Any, Any]]
 
 @flax.struct.dataclass
 class State:
-    """What walks through the loop: the latents, the solver's history and the denoiser's memory."""
+    """What walks through the loop: the latents, the solver's history, the denoiser's memory, the place."""
 
     x: Array
     history: Any
     memory: Any
+    step: Array | int = 0
+    steps: Array | int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """`init(x) -> history` and `step(state, evaluate, t, t_next, keys) -> state`; keys are one an image."""
+    """`init(x) -> history` and `step(state, evaluate, t, t_next, keys) -> state`; keys are one an image.
+
+    adaptive: it chooses its own steps, so it is asked for one, all the way. needs_data: its equation has no
+    meaning where alpha is 0. last_step: the size in t that it wants its last step to have, where it cares.
+    """
 
     init: Callable[[Array], Any]
     step: Callable[[State, Evaluate, Array, Array, Array], State]
+    adaptive: bool = False
+    needs_data: bool = False
+    last_step: float = 0.0

@@ -15,6 +15,8 @@ from jaxgen.diffusion.solvers import Evaluate, Solver, State
 
 def build(eta: float = 0.0) -> Solver:
     """The solver with its share of fresh noise."""
+    if eta < 0:
+        raise ValueError(f'sampler.solver.eta is {eta}; it must be 0 (no fresh noise) or above.')
 
     def step(state: State, evaluate: Evaluate, t: Array, t_next: Array, keys: Array) -> State:
         estimate, memory = evaluate(state.x, t, state.memory, 0)
