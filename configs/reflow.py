@@ -18,10 +18,10 @@ def get_config(variant: str = '') -> ConfigDict:
     config.data = dict(name='pairs', path=f'{first}/pairs', resolution=32)
     config.held_out = dict(split='test')
     config.tokenizer = dict(name='pixels')
-    config.conditioner = dict(name='captions', length=28, width=128, depth=3, heads=4)
+    config.conditioner = dict(name='captions', length=28, width=128, depth=2, heads=4)
     config.path = dict(name='linear')
     config.prediction = dict(output='data', time='thousand')
-    config.model = dict(name='pixart', patch=4, hidden=160, depth=6, heads=5, scan=False)
+    config.model = dict(name='pixart', patch=4, hidden=128, depth=5, heads=4, scan=False)
     config.networks = dict(model=dict(init_from=first), text=dict(init_from=first))
     # One and two steps ask for pictures at t = 1 and 1 / 2: weight those, not the last details.
     config.objective = dict(name='reflow', times='uniform', low=0.3)
