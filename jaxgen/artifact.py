@@ -73,9 +73,9 @@ def write(
     about = {'format': FORMAT, 'kind': kind, 'found_for': _plain(found_for), 'notes': _plain(notes)}
     about['hash'] = digest(about['found_for'])
     known = [folder / name for name in (HEADER, DRAFT) if (folder / name).exists()]
-    begun = json.loads(known[0].read_text()) if known else {**about, 'parts': []}
-    for name in ('kind', 'found_for', 'notes'):
-        if differs := difference(begun[name], about[name], name):
+    begun = _read_json(known[0]) if known else {**about, 'parts': []}
+    for name in ('format', 'kind', 'found_for', 'notes'):
+        if differs := difference(begun.get(name), about[name], name):
             raise ValueError(f'{folder} holds what another search found: {differs}; move it away.')
     if (folder / HEADER).exists():
         return
@@ -104,7 +104,7 @@ def load(folder: epath.PathLike, kind: str, wanted: Mapping[str, Any]) -> Artifa
             'holds an unfinished search; run it to its end' if (folder / DRAFT).exists() else 'does not exist'
         )
         raise ValueError(f'there is no artifact in {folder}: it {state} (--mode=search makes one).')
-    header = json.loads((folder / HEADER).read_text())
+    header = _read_json(folder / HEADER)
     if header.get('format') != FORMAT:
         raise ValueError(f'{folder} has format {header.get("format")}, and this jaxgen reads {FORMAT}.')
     if header['kind'] != kind:
@@ -166,6 +166,14 @@ def _part(file: epath.Path, rows: int, like: Sequence[Any]) -> np.ndarray:
     if [str(array.dtype), list(array.shape)] != [like[0], [rows, *like[1]]]:
         raise ValueError(f'{file} holds {array.dtype}{list(array.shape)}, not what {HEADER} says.')
     return array
+
+
+def _read_json(file: epath.Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f'{file} cannot be read ({error}); run --mode=search again.') from None
+    return record if isinstance(record, dict) else {}
 
 
 def _write_json(file: epath.Path, record: Mapping[str, Any]) -> None:

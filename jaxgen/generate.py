@@ -130,7 +130,7 @@ def open_run(
     The config is the one it was trained with. Image i has seed `seed + i`, as in `--mode=sample`.
     """
     with Checkpoints(epath.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
-        recipe = build(checkpoints.metadata(checkpoint)['config'])
+        recipe = build(checkpoints.last_record(checkpoint)[1]['metadata']['config'])
     program = assemble(recipe)
     _, params = load_params(program, workdir, checkpoint)
     generate = make_generator(recipe, program.mesh, batch or recipe.train.sample_batch)

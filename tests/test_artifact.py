@@ -116,6 +116,8 @@ def cut_off(folder):
         (lambda folder: (folder / artifact.HEADER).unlink(), 'there is no artifact'),
         (lambda folder: changed_header(folder, found_for={'classes': 7}), 'changed after the search'),
         (lambda folder: changed_header(folder, format=99), 'has format 99'),
+        (lambda folder: (folder / artifact.HEADER).write_text('{'), 'artifact.json cannot be read'),
+        (lambda folder: (folder / artifact.HEADER).write_text('[]'), 'has format None'),
         (lambda folder: changed_header(folder, kind='letters'), "holds 'letters', and 'numbers' is wanted"),
         (cut_off, 'rows-00001.npy cannot be read'),
         (lambda folder: (folder / 'number-00002.npy').unlink(), 'number-00002.npy cannot be read'),

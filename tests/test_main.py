@@ -93,6 +93,8 @@ MISTAKES = {
     'knob without a value': ([*BOTH, '--knobs=steps'], "--knobs has 'steps'; write it as name=number"),
     'no steps': ([*BOTH, '--knobs=steps=0'], 'steps is 0'),
     'knob that is no number': ([*BOTH, '--knobs=guidance=nan'], 'must be finite'),
+    'width of one decay': ([*BOTH, '--ema=0.1'], "Train with config.ema.profile='power'"),
+    'no width': ([*BOTH, '--config.ema.profile=power', '--ema=0.7'], 'width of an average is 0.7'),
     'no picture to start from': ([*BOTH, '--init=none.png', '--start=0.5'], 'none.png cannot be read'),
     'no picture at all': ([*BOTH, '--init={here}/prompts.txt', '--start=0.5'], 'prompts.txt cannot be read'),
     'nothing kept': ([*BOTH, '--init={here}/picture.png'], 'nothing of --init would be kept'),

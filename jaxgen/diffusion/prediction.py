@@ -47,7 +47,7 @@ class Prediction:
         elif self.time == 'steps':
             t_in = path.train_steps * t - 1
         else:
-            t_in = jnp.log(jnp.maximum(path.sigma(t) / path.alpha(t), TINY)) / 4
+            t_in = jnp.log(jnp.maximum(path.sigma(t), TINY) / jnp.maximum(path.alpha(t), TINY)) / 4
         if self.output == 'edm':
             alpha, sigma = path.alpha(t), path.sigma(t)
             x = x * per_example((sigma**2 + (alpha * self.sigma_data) ** 2) ** -0.5, x)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,18 @@ from jax import Array
 
 from jaxgen import keys as random
 from jaxgen.conditioning.request import Request
-from jaxgen.config import Count, Positive, Share, Size
+from jaxgen.config import Count, Positive, Range, Share, Size
 from jaxgen.diffusion import loop
 from jaxgen.diffusion.denoiser import Denoiser, network_denoiser
 from jaxgen.diffusion.guidance import guided
 from jaxgen.diffusion.path import Path, ends_in_noise, interpolate
 from jaxgen.diffusion.prediction import NEAR, Prediction, span
 from jaxgen.diffusion.solvers import Solver
+from jaxgen.diffusion.solvers.corrector import corrected
 from jaxgen.diffusion.spacings import Spacing, shifted, uniform
 
 KNOBS = ('steps', 'guidance', 'low', 'high', 'rescale', 'shift', 'begin', 'end', 'last')
+MOST_STEPS = 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,7 @@ class DiffusionSampler:
     spacing: Spacing
     shape: tuple[int, ...]
     defaults: Mapping[str, float]
+    latest: float = 1.0  # the time that the prediction or the solver has a meaning up to
     guided_channels: int | None = None
 
     def knobs(self, **changes: float) -> dict[str, Array]:
@@ -46,8 +49,10 @@ class DiffusionSampler:
             )
         values = {**self.defaults, **changes}
         steps, _, low, high, _, shift, begin, end, last = (values[name] for name in KNOBS)
-        if steps < 1 or steps != int(steps):
-            raise ValueError(f'steps is {steps}; sampling takes a whole number of them, at least 1.')
+        if not (shift > 0 and all(map(math.isfinite, values.values()))):
+            raise ValueError(f'the knobs are {values}; they must be finite, and shift above 0.')
+        if not 1 <= steps <= MOST_STEPS or steps != int(steps):
+            raise ValueError(f'steps is {steps}; sampling takes a whole number in [1, {MOST_STEPS:,}].')
         if steps > (self.spacing.max_steps or steps):
             raise ValueError(
                 f'steps is {steps}, and the spacing has a table up to {self.spacing.max_steps}; '
@@ -55,12 +60,17 @@ class DiffusionSampler:
             )
         if not 0 <= low <= high <= 1:
             raise ValueError(f'the guidance interval is [{low}, {high}]; it must lie in [0, 1], low first.')
-        if not (shift > 0 and all(map(math.isfinite, values.values()))):
-            raise ValueError(f'the knobs are {values}; they must be finite, and shift above 0.')
+        self.spacing.check(values)
         if not (0 <= end < begin <= 1 and 0 <= last < begin and (last == 0 or last > end)):
             raise ValueError(
                 f'sampling goes from begin {begin} to end {end} with a last step from {last}; they must be '
                 'times in [0, 1] in the order begin, last, end (last 0: where the spacing has it).'
+            )
+        if begin > self.latest:
+            raise ValueError(
+                f'sampling begins at {begin}; above {self.latest} this prediction or solver has no meaning '
+                'on this path, whose alpha is 0 at t = 1: leave begin out, or set '
+                "prediction.output='velocity'."
             )
         return {
             name: jnp.asarray(value, jnp.int32 if name == 'steps' else jnp.float32)
@@ -136,13 +146,17 @@ def build(
     end: Share | None = None,
     last: Share | None = None,
     guided_channels: Size | None = None,
+    corrector: Annotated[int, Range(0, 3)] = 0,
 ) -> DiffusionSampler:
     """The sampler of a recipe; its numbers, and its spacing's, are defaults of knobs.
 
     shift_at: the resolution that `shift` is for, from which the recipe's own follows (arXiv:2403.03206).
     begin, end: the times to walk between, where not all the way: the network's prediction and the solver
-    choose them, as SiT does. last: the time of the last step, where its solver cares.
+    choose them, as SiT does. last: the time of the last step, where its solver cares. corrector: UniC's order,
+    after a solver that has no corrector of its own.
     """
+    if corrector:
+        solver = corrected(solver, corrector)
     spacing = spacing or uniform.build()
     if shift_at:
         shift = shift * resolution / shift_at
@@ -150,18 +164,21 @@ def build(
     if solver.needs_data and ends_in_noise(path):
         by_noise = 1 - NEAR
     begin = by_noise if begin is None else begin
-    if begin > by_noise:
-        raise ValueError(
-            f'sampler.begin is {begin}; above {by_noise} this prediction or solver has no meaning on this '
-            "path, whose alpha is 0 at t = 1: leave begin out, or set prediction.output='velocity'."
-        )
     if end is None:
         end = by_data if solver.adaptive else 0.0
     last = solver.last_step if last is None else last
     numbers = (steps, guidance, low, high, rescale, shift, begin, end, last)
     defaults = dict(zip(KNOBS, numbers)) | dict(spacing.knobs)
     sampler = DiffusionSampler(
-        networks['model'], path, prediction, solver, spacing, tuple(latent), defaults, guided_channels
+        networks['model'],
+        path,
+        prediction,
+        solver,
+        spacing,
+        tuple(latent),
+        defaults,
+        by_noise,
+        guided_channels,
     )
     sampler.knobs()  # refuses defaults that make no sense
     return sampler

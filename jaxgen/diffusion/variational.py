@@ -1,4 +1,4 @@
-"""One step of DDPM's reverse chain and its variational bound (improved DDPM, arXiv:2102.09672).
+"""The steps of DDPM's reverse chain (arXiv:2006.11239) and their variational bound (arXiv:2102.09672).
 
 The learned variance interpolates, in log space, between the posterior's variance and beta. The bound
 compares the model's step with the true posterior, in bits a dimension; it trains the variance alone:
@@ -9,51 +9,44 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.diffusion.path import VariancePreserving, per_example
+from jaxgen.diffusion.path import Path, per_example
 from jaxgen.diffusion.prediction import Estimate
 
-
-def posterior(path: VariancePreserving, data: Array, x: Array, t: Array) -> tuple[Array, Array, Array]:
-    """Mean of q(x_previous | x_t, data), and its log variance's lower and upper bound, one an example."""
-    one = 1 / path.train_steps
-    alpha, variance = path.alpha(t), path.sigma(t) ** 2
-    alpha_before, variance_before = path.alpha(t - one), path.sigma(t - one) ** 2
-    beta = -jnp.expm1(2 * (path.log_alpha(t) - path.log_alpha(t - one)))
-    mean = (
-        per_example(alpha_before * beta / variance, x) * data
-        + per_example(alpha / alpha_before * variance_before / variance, x) * x
-    )
-    # The first step's posterior has no variance: DDPM takes the second step's instead.
-    second = jnp.full_like(t, 2 * one)
-    beta_second = -jnp.expm1(2 * (path.log_alpha(second) - path.log_alpha(second - one)))
-    smallest = beta_second * path.sigma(second - one) ** 2 / path.sigma(second) ** 2
-    is_first = t < 1.5 * one
-    lower = jnp.log(jnp.where(is_first, smallest, beta * variance_before / variance))
-    return mean, lower, jnp.log(beta)
+LEAST_SHARE = 1e-12  # onto the data it is 0, and nobody asks
 
 
-def model_step(estimate: Estimate) -> tuple[Array, Array]:
-    """Mean and log variance of the model's own step, with its learned variance."""
-    mean, lower, upper = posterior(estimate.path, estimate.data, estimate.x, estimate.t)
-    share = (estimate.variance.astype(jnp.float32) + 1) / 2
-    return mean, share * per_example(upper, mean) + (1 - share) * per_example(lower, mean)
+def posterior(path: Path, data: Array, x: Array, t: Array, t_next: Array) -> tuple[Array, Array, Array]:
+    """q(x' | x, data): its mean, the variance of the forward step from x', and its own share of that.
+
+    With a = alpha / alpha' and the forward step's b^2 = sigma^2 - a^2 sigma'^2, it holds for any path.
+    """
+    alpha, sigma, alpha_next, sigma_next = (f(s) for s in (t, t_next) for f in (path.alpha, path.sigma))
+    a, share = alpha / alpha_next, (sigma_next / sigma) ** 2
+    forward = jnp.maximum(sigma**2 - (a * sigma_next) ** 2, 0)
+    mean = per_example(alpha_next * forward / sigma**2, x) * data + per_example(a * share, x) * x
+    return mean, forward, share
+
+
+def log_variance(learned: Array | float, forward: Array, share: Array) -> Array:
+    """That of the model's step: the posterior's where the network says -1, the forward step's where 1."""
+    return jnp.log(forward) + (1 - learned) / 2 * jnp.log(jnp.maximum(share, LEAST_SHARE))
 
 
 def variational_bound(estimate: Estimate, data: Array) -> Array:
     """The bound's term at each example's step in bits a dimension; only the variance gets a gradient."""
+    path, x, one = estimate.path, estimate.x, 1 / estimate.path.train_steps
+    t = per_example(estimate.t, x)
     held = estimate.replace(output=jax.lax.stop_gradient(estimate.output))
-    true_mean, true_log_variance, _ = posterior(estimate.path, data, estimate.x, estimate.t)
-    mean, log_variance = model_step(held)
-    true_log_variance = per_example(true_log_variance, mean)
-    divergence = (
-        log_variance
-        - true_log_variance
-        + jnp.exp(true_log_variance - log_variance)
-        + (true_mean - mean) ** 2 * jnp.exp(-log_variance)
-        - 1
-    ) / 2
-    likelihood = discretized_log_likelihood(data, mean, log_variance / 2)
-    is_first = per_example(estimate.t < 1.5 / estimate.path.train_steps, mean).astype(bool)
+    true_mean, forward, share = posterior(path, data, x, t, t - one)
+    mean, _, _ = posterior(path, held.data, x, t, t - one)
+    # The first step's posterior has no variance: DDPM takes the second step's instead.
+    is_first = t < 1.5 * one
+    _, second, of_second = posterior(path, data, x, jnp.full_like(t, 2 * one), jnp.full_like(t, one))
+    share = jnp.where(is_first, second * of_second / forward, share)
+    true = log_variance(-1, forward, share)
+    own = log_variance(estimate.variance.astype(x.dtype), forward, share)
+    divergence = (own - true + jnp.exp(true - own) + (true_mean - mean) ** 2 * jnp.exp(-own) - 1) / 2
+    likelihood = discretized_log_likelihood(data, mean, own / 2)
     bits = jnp.where(is_first, -likelihood, divergence) / jnp.log(2.0)
     return bits.mean(axis=tuple(range(1, bits.ndim)))
 

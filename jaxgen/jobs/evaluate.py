@@ -1,5 +1,6 @@
 """`--mode=evaluate`: draw pictures of the metric's prompts and judge them."""
 
+import itertools
 import logging
 from typing import Any
 
@@ -24,6 +25,7 @@ def check(
     seed: int = 0,
     knobs: str = '',
     checkpoint: int | None = None,
+    ema: float | None = None,
     trained: bool = False,
 ) -> Program:
     """Refuse what `run` could not do, before anything is compiled. `trained`: a checkpoint is yet to come."""
@@ -36,6 +38,7 @@ def check(
     if not 0 <= seed < 2**31:
         raise ValueError(f'seed is {seed}; it must be in [0, 2**31).')
     recipe.sampler.knobs(**parse_knobs(knobs))
+    recipe.ema.check_chosen(ema)
     program = assemble(recipe)
     if not trained:
         check_params(program, workdir, checkpoint)
@@ -51,7 +54,7 @@ def run(
     ema: float | None = None,
 ) -> dict[str, Any]:
     """Score the checkpoint's pictures; returns what `evaluate.json` holds of this call."""
-    program = check(recipe, workdir, seed, knobs, checkpoint)
+    program = check(recipe, workdir, seed, knobs, checkpoint, ema)
     workdir, metric = epath.Path(workdir), recipe.metric
     settings = recipe.sampler.knobs(**parse_knobs(knobs))
     step, params = load_params(program, workdir, checkpoint, width=ema)
@@ -69,7 +72,7 @@ def run(
         'seed': seed,
         'knobs': {name: float(value) for name, value in settings.items()},
         'ema': ema,
-        'grid': 'evaluate.png',
+        'grid': _free_name(workdir),
     }
     if jax.process_index() == 0:
         captions = [recipe.conditioner.describe(example) for example in examples[:SHOWN]]
@@ -78,3 +81,9 @@ def run(
         write_json(workdir / 'evaluate.json', with_earlier(workdir / 'evaluate.json', record))
         log.info('%s', ', '.join(f'{name} {value:.3f}' for name, value in values.items()))
     return record
+
+
+def _free_name(workdir: epath.Path) -> str:
+    """The grid's name: those of earlier calls stay."""
+    names = itertools.chain(['evaluate.png'], (f'evaluate_{number}.png' for number in itertools.count(2)))
+    return next(name for name in names if not (workdir / name).exists())

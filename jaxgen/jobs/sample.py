@@ -48,6 +48,7 @@ def check(
     seed: int = 0,
     knobs: str = '',
     checkpoint: int | None = None,
+    ema: float | None = None,
     init: str = '',
     mask: str = '',
     start: float | None = None,
@@ -65,6 +66,7 @@ def check(
             f'and one call draws at most {MOST:,} pictures.'
         )
     settings = recipe.sampler.knobs(**parse_knobs(knobs))
+    recipe.ema.check_chosen(ema)
     against = recipe.conditioner.example(negative) if negative else None
     canvas = _canvas(recipe.config['data']['resolution'], init, mask, start)
     program = assemble(recipe)
@@ -94,7 +96,19 @@ def run(
     seed `seed + j * count + i`, whatever it is batched with.
     """
     order = check(
-        recipe, workdir, prompt, prompts_file, negative, count, seed, knobs, checkpoint, init, mask, start
+        recipe,
+        workdir,
+        prompt,
+        prompts_file,
+        negative,
+        count,
+        seed,
+        knobs,
+        checkpoint,
+        ema,
+        init,
+        mask,
+        start,
     )
     workdir, program = epath.Path(workdir), order.program
     step, params = load_params(program, workdir, checkpoint, width=ema)

@@ -18,7 +18,12 @@ log = logging.getLogger('jaxgen')
 
 
 def check(
-    recipe: Recipe, workdir: str, knobs: str = '', checkpoint: int | None = None, trained: bool = False
+    recipe: Recipe,
+    workdir: str,
+    knobs: str = '',
+    checkpoint: int | None = None,
+    ema: float | None = None,
+    trained: bool = False,
 ) -> Program:
     """Refuse what `run` could not do, before anything is compiled. `trained`: a checkpoint is yet to come."""
     if recipe.search is None:
@@ -28,6 +33,8 @@ def check(
     if recipe.sampler is None:
         raise ValueError("the config has no section 'sampler', which a search draws with.")
     recipe.sampler.knobs(**parse_knobs(knobs))
+    recipe.ema.check_chosen(ema)
+    recipe.search.found_for(recipe)  # opens the data
     program = assemble(recipe)
     if not trained:
         check_params(program, workdir, checkpoint)
@@ -41,7 +48,7 @@ def run(
 
     A stopped search goes on, a complete one is left as it is, and that of other networks is not overwritten.
     """
-    program, search = check(recipe, workdir, knobs, checkpoint), recipe.search
+    program, search = check(recipe, workdir, knobs, checkpoint, ema), recipe.search
     settings = recipe.sampler.knobs(**parse_knobs(knobs))
     step, params = load_params(program, workdir, checkpoint, width=ema)
     networks = {name: canonical(tree) for name, tree in params.items()}  # whatever their stacks' cut

@@ -126,7 +126,7 @@ def _stretch(
                 return state, step, stuck
         if leaves or (saves and (calm or step == train.steps)):
             _save(loop, checkpoints, state, step, leaves or step == train.steps)
-        if leaves:
+        if leaves and step < train.steps:  # after the last one only the looks at it are left
             break
     return state, step, ()
 
@@ -134,10 +134,7 @@ def _stretch(
 def _save(loop: 'Loop', checkpoints: Checkpoints, state: TrainState, step: int, last: bool) -> None:
     """Save; only the last save of a run has to succeed."""
     recipe, train = loop.program.recipe, loop.program.recipe.train
-    try:
-        checkpoints.wait()
-    except SaveFailed as error:
-        log.warning('%s. Training goes on.', error)
+    _settle(checkpoints)
     try:
         regular = step % train.save_every == 0 or step == train.steps
         if regular and recipe.ema.snapshot_at(step, train.steps):
@@ -154,10 +151,19 @@ def _save(loop: 'Loop', checkpoints: Checkpoints, state: TrainState, step: int, 
         log.warning('%s. Training goes on; the next save is at its interval.', error)
 
 
+def _settle(checkpoints: Checkpoints) -> None:
+    """Wait for the save in progress, which may fail."""
+    try:
+        checkpoints.wait()
+    except SaveFailed as error:
+        log.warning('%s. Training goes on.', error)
+
+
 def _turn_back(
     loop: 'Loop', checkpoints: Checkpoints, state: TrainState, step: int, phases: tuple[str, ...]
 ) -> tuple[TrainState, int, dict[str, Any]]:
     """The last regular checkpoint as `_last` gives it, to go on from with other data; or the run's end."""
+    _settle(checkpoints)
     program, steps = loop.program, checkpoints.steps()
     # Not of one that a signal left at a step of its own, so that an interrupted run turns back as any other.
     regular = [kept for kept in steps if kept % program.recipe.train.save_every == 0]

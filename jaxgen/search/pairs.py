@@ -1,7 +1,7 @@
 """Noise and the latents it becomes: the coupling that a trained flow makes (arXiv:2209.03003).
 
 Pair i has the condition of a random training example and the noise of a seed of its own, so that the pairs
-are the same in whatever batches they are drawn. Draw them with a solver of the flow's ODE, in many steps.
+are the same in whatever batches they are drawn. The solver is one of the flow's ODE; give it many steps.
 """
 
 import dataclasses
@@ -75,4 +75,11 @@ def build(sampler: Any, count: Count = 20_000, seed: Seed = 0, caption_bytes: Co
     """`count` pairs of the recipe's sampler, in as many steps and with the guidance of its knobs."""
     if not hasattr(sampler, 'noise'):
         raise ValueError("search 'pairs' needs a sampler that walks from noise: sampler.name='diffusion'.")
+    if sampler.solver.stochastic:
+        raise ValueError(
+            "search 'pairs' needs latents that follow from their noise, and sampler.solver adds fresh noise: "
+            "set a solver of the flow's ODE, as sampler.solver.name='heun'."
+        )
+    if seed + count > 2**32:
+        raise ValueError(f'search.seed is {seed} and search.count {count}; their sum may be up to 2**32.')
     return Pairs(count, seed, caption_bytes)

@@ -139,6 +139,14 @@ class Checkpoints:
             raise Damaged(f'{folder} is damaged: its record is not what was written')
         return record
 
+    def last_record(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
+        """A step (None: the last whose record is whole) and its record."""
+        steps = [step] if step is not None else self.steps() or [self._resolve(None)]
+        for number in steps[:0:-1]:
+            with suppress(Damaged):
+                return number, self.record(number)
+        return steps[0], self.record(steps[0])
+
     def metadata(self, step: int | None = None) -> dict[str, Any]:
         """What the caller gave to `save`."""
         return self.record(step)['metadata']
@@ -191,25 +199,11 @@ class Checkpoints:
             'one, or use another workdir to train anew'
         )
 
-    def check(
-        self,
-        step: int | None,
-        abstract_tree: Any,
-        partial: bool = False,
-        accept: Accept = lambda metadata: None,
-    ) -> None:
+    def check(self, step: int | None, abstract_tree: Any, partial: bool = False) -> None:
         """Refuses, by its record alone, a step that `restore` (None: `restore_last`) would refuse."""
         wanted = named_leaves(canonical(jax.tree.map(_abstract, abstract_tree)))
-        asked = [self._resolve(step)] if step is not None else self.steps()[::-1] or [self._resolve(None)]
-        for number in asked:
-            try:
-                record = self.record(number)
-            except Damaged:
-                if number == asked[-1]:
-                    raise
-                continue
-            accept(record['metadata'])
-            return self._fits(number, wanted, record['leaves'], partial)
+        number, record = self.last_record(step)
+        self._fits(number, wanted, record['leaves'], partial)
 
     def set_aside(self, step: int, why: str) -> epath.Path:
         """Renames a step's folder to one that is no step, as '12.damaged'."""

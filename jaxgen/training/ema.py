@@ -38,6 +38,17 @@ class Ema:
         """Whether the averages of a saved step are kept for good."""
         return bool(self.widths) and (step == steps or step % max(1, self.snapshot_every) == 0)
 
+    def check_chosen(self, width: float | None) -> None:
+        """Refuse a width that cannot be made of what is tracked; None is what sampling uses."""
+        if width is None:
+            return
+        if not self.widths:
+            raise ValueError(
+                "a width can be chosen where the run tracks EDM2's profiles; it keeps one decay. "
+                "Train with config.ema.profile='power'."
+            )
+        check_width(width)
+
     def rate(self, updates: int | jax.Array, width: float | None = None) -> jax.Array:
         """How much of the new parameters goes into an average that has seen so many updates already."""
         updates = jnp.asarray(updates, jnp.float32)

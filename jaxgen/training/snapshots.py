@@ -29,12 +29,7 @@ def reconstruct(
     folder: epath.Path, averages: ema.Ema, abstract: Mapping[str, Any], step: int, width: float
 ) -> dict[str, Any]:
     """The averages of networks, by name, as if that width had been tracked up to a step."""
-    ema.check_width(width)
-    if not averages.widths:
-        raise ValueError(
-            "a width can be chosen where the run tracked EDM2's profiles; it kept one decay. "
-            "Train with config.ema.profile='power'."
-        )
+    averages.check_chosen(width)
     with Checkpoints(folder, read_only=True) as kept:
         steps = [taken for taken in kept.steps() if taken <= step]
         if step not in steps:

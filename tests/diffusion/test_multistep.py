@@ -12,7 +12,7 @@ from diffusion.mixture import Mixture, order
 from jaxgen import keys as random
 from jaxgen.diffusion import loop
 from jaxgen.diffusion import path as paths
-from jaxgen.diffusion.solvers import State, ddim, ddpm, dpm_solver, euler, multistep, unipc
+from jaxgen.diffusion.solvers import State, ddim, ddpm, dopri5, dpm_solver, euler, multistep, unipc
 from jaxgen.diffusion.solvers.corrector import corrected
 
 dpm = functools.partial(dpm_solver.build, lower_order_final=False)
@@ -190,6 +190,8 @@ def test_what_does_not_exist_is_refused():
         (lambda: ddpm.build('small'), "variance is 'small'"),
         (lambda: ddpm.build('learned', learned_variance=False), 'learned_variance=True'),
         (lambda: ddim.build(-1.0), 'eta is -1.0'),
+        (lambda: corrected(ddim.build(1.0), 1), 'takes back fresh noise'),
+        (lambda: corrected(dopri5.build(), 1), 'cannot follow'),
     ):
         with pytest.raises(ValueError, match=word):
             build()

@@ -83,6 +83,13 @@ def test_estimates_are_finite_at_both_ends():
                 assert all(bool(jnp.isfinite(v).all()) for v in values), (name, output, t)
 
 
+def test_the_level_of_noise_that_a_network_reads_grows_to_both_ends():
+    rule = predictions.Prediction('edm', 'log_sigma')
+    for name, path in PATHS.items():
+        x, levels = rule.inputs(path, jnp.ones((4, 2)), jnp.asarray([0.0, 0.1, 0.9, 1.0]))
+        assert jnp.isfinite(x).all() and jnp.isfinite(levels).all() and (jnp.diff(levels) > 0).all(), name
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match='training steps'):
         predictions.build(time='steps', path=paths.Linear())

@@ -44,8 +44,11 @@ def test_begin_end_and_last_follow_from_the_parts(path, output, solver, ends):
 
 
 def test_a_begin_without_a_meaning_is_refused():
-    with pytest.raises(ValueError, match='above 0.999'):
-        sampler.build({'model': None}, LINEAR, Prediction('noise'), euler.build(), (1,), 1, begin=1.0)
+    arguments = {'model': None}, LINEAR, Prediction('noise'), euler.build(), (1,), 1
+    with pytest.raises(ValueError, match='begins at 1.0; above 0.999'):
+        sampler.build(*arguments, begin=1.0)
+    with pytest.raises(ValueError, match='begins at 1; above 0.999'):
+        sampler.build(*arguments).knobs(begin=1)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from jaxgen.diffusion import loop
 from jaxgen.diffusion import path as paths
 from jaxgen.diffusion.denoiser import network_denoiser
 from jaxgen.diffusion.prediction import Prediction
-from jaxgen.diffusion.solvers import euler, heun
+from jaxgen.diffusion.solvers import ddpm, edm, euler, heun
 from jaxgen.diffusion.spacings import karras, shifted, uniform
 
 RNG = np.random.default_rng(0)
@@ -99,3 +99,19 @@ def test_euler_follows_diffusers_edm(sigma_max, steps):
     prediction = Prediction('edm', 'log_sigma')
     ours = walk(network, euler.build(), path, prediction, times, steps, X * sigma_max)
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4 * np.abs(theirs.numpy()).max())
+
+
+@pytest.mark.parametrize(
+    'build',
+    [heun.build, lambda: edm.build(paths.Linear()), lambda: ddpm.build('fixed_large')],
+    ids=['heun', 'edm', 'ddpm'],
+)
+def test_a_rounding_above_the_data_is_the_data(build):
+    denoiser, keys = Mixture().denoiser(paths.Linear()), jax.random.split(jax.random.key(0), 3)
+
+    @jax.jit
+    def end(last):
+        x = jnp.linspace(-1, 1, 3)[:, None]
+        return loop.solve(denoiser, build(), lambda i, n: jnp.where(i < 1, 0.5, last), 1, x, None, keys)
+
+    np.testing.assert_allclose(end(3e-8), end(0.0), atol=1e-6)

@@ -108,8 +108,6 @@ def test_noise_levels_by_formula():
         gaps = np.diff(paths.log_snr(paths.Linear(), t))
         np.testing.assert_allclose(gaps, gaps[0], rtol=1e-6)
     assert noise_range(VP)[0] == pytest.approx(0.01, rel=1e-2)
-    with pytest.raises(ValueError, match='sigma_min'):
-        karras.build(VP, sigma_min=3.0, sigma_max=2.0)
 
 
 def test_sigmoid_steps_most_in_the_middle():
@@ -151,5 +149,24 @@ def test_what_does_not_fit_is_refused():
         training_steps.build(VP, 'spread')
     with pytest.raises(ValueError, match='max_steps'):
         training_steps.build(VP, max_steps=1001)
+    with pytest.raises(ValueError, match='sigma_min is 3.0 and sigma_max 2.0'):
+        made(spacing=log_snr.build(VP, sigma_min=3.0, sigma_max=2.0))
     with pytest.raises(ValueError, match='table up to 30'):
         made(spacing=training_steps.build(VP, max_steps=30), steps=31)
+
+
+@pytest.mark.parametrize(
+    'spacing, knobs, message',
+    [
+        (karras.build(VP), {'rho': 0}, 'rho is 0'),
+        (karras.build(VP), {'sigma_min': 0}, 'sigma_min is 0'),
+        (log_snr.build(VP), {'sigma_max': 1e-3}, 'sigma_max 0.001'),
+        (sigmoid.build(), {'steepness': -1}, 'steepness is -1'),
+        (None, {'steps': float('inf')}, 'must be finite'),
+        (None, {'steps': 10**12}, 'steps is 1000000000000'),
+        (None, {'steps': 2.5}, 'steps is 2.5'),
+    ],
+)
+def test_knobs_without_a_meaning_are_refused(spacing, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        made(spacing=spacing).knobs(**knobs)

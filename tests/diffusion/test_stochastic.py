@@ -140,5 +140,24 @@ def test_every_last_step_lands_on_the_data(last_step):
 def test_what_it_cannot_be_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         sde.build(paths.Linear(), **settings)
+
+
+def test_churn_out_of_order_is_refused():
     with pytest.raises(ValueError, match='churn_min'):
         edm.build(paths.VarianceExploding(), churn_min=2.0, churn_max=1.0)
+
+
+@pytest.mark.parametrize('path', [paths.VariancePreserving(), paths.ContinuousVariancePreserving()])
+def test_churn_stays_on_a_path_that_ends(path):
+    seen = []
+
+    def network(x, t, cond):
+        seen.append(t)
+        return x, {}, None
+
+    denoiser = network_denoiser(network, path, Prediction('noise', 'unit'))
+    each = jax.random.split(jax.random.key(0), 1)
+    times = jnp.asarray([1.0, 0.9])
+    with jax.disable_jit():
+        loop.solve(denoiser, edm.build(path, 40.0), lambda i, n: times[i], 1, jnp.ones((1, 2)), None, each)
+    assert float(max(seen)[0]) <= 1

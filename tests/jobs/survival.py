@@ -143,7 +143,7 @@ def delete_a_chunk(run: Run) -> str:
 
 def kill_somewhere(run: Run, dice: random.Random) -> str:
     """Start the run and kill it: at some step, in the middle of a save, or while it sets up."""
-    run.start(f'--config.train.threads={dice.randrange(3)}')
+    run.start(f'--config.train.threads={dice.randrange(3)}', mode=('--mode=train',))
     how = dice.choice(('step', 'step', 'save', 'save', 'time'))
     if how == 'step':
         run.reach(dice.randrange(run.checkpoints()[-1] if run.checkpoints() else 0, STEPS) + 1)

@@ -26,7 +26,13 @@ def config(steps: int, rate: float) -> dict[str, Any]:
         'objective': {'name': 'diffusion', 'times': 'logit_normal', 'mean': 0.5, 'drop': 0.0},
         'sampler': {'name': 'diffusion', 'solver': {'name': 'euler'}, 'steps': 16},
         'metric': {'name': 'search.corners:judge'},
-        'optimizer': {'name': 'adam', 'learning_rate': rate, 'schedule': 'cosine', 'warmup': 20},
+        'optimizer': {
+            'name': 'muon',
+            'learning_rate': rate,
+            'schedule': 'cosine',
+            'warmup': 20,
+            'options': {'consistent_rms': 0.5},
+        },
         'ema': {'decay': 0.99},
         'train': {'steps': steps, 'batch': 64, 'sample_batch': 64, 'log_every': 200, 'save_every': steps},
     }

@@ -182,6 +182,18 @@ def test_captions_are_kept_and_one_too_long_refused(tmp_path):
         dataclasses.replace(search, caption_bytes=16)._conditions(examples)
 
 
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'sampler': {**FLOW['sampler'], 'solver': {'name': 'sde'}}}, 'adds fresh noise'),
+        ({'search': {'name': 'pairs', 'seed': 2**32 - 1, 'count': 2}}, 'sum may be up to'),
+    ],
+)
+def test_pairs_that_no_noise_leads_to_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.build(**{**FLOW, **changes})
+
+
 def test_search_says_what_it_misses(run):
     recipe, workdir = run
     with pytest.raises(ValueError, match='--config.search.name=pairs'):

@@ -22,4 +22,4 @@ def test_reflow_raises_alignment_at_few_steps(tmp_path):
     print(figures)
     before, after = figures['before'], figures['after']
     assert figures['steps'][:2] == [1, 2]
-    assert after[0] > before[0] and after[1] > before[1]
+    assert after[0] > before[0] + 0.3 and after[1] > before[1] + 0.2

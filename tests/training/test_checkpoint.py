@@ -232,6 +232,7 @@ def test_a_damaged_step_is_named_and_the_one_before_is_used(tmp_path, harm, capl
     reader = checkpoint.Checkpoints(tmp_path, read_only=True)
     step, tree = reader.restore_last(abstract)
     assert step == 1 and reader.steps() == [1, 2]
+    assert reader.last_record()[0] == (1 if 'record' in harm else 2)
     equal(tree, large(1))
     with pytest.raises(checkpoint.Damaged, match='/2 '):
         reader.restore(2, abstract)

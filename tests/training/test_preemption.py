@@ -5,7 +5,9 @@ import signal
 import threading
 
 import pytest
+from nouns import tiny
 
+from jaxgen.jobs import train
 from jaxgen.training.preemption import Leaving
 
 
@@ -44,3 +46,25 @@ def test_without_a_signal_nothing_happens_and_other_threads_may_train():
     thread.start()
     thread.join()
     assert asked == [False] and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_in_the_last_step_leaves_the_whole_record(tmp_path, monkeypatch):
+    made = tiny.build(
+        model={'name': 'dit', 'patch': 4, 'hidden': 16, 'heads': 2, 'depth': 1},
+        path={'name': 'linear'},
+        prediction={'output': 'velocity', 'time': 'thousand'},
+        held_out={'split': 'test'},
+        train={'steps': 2, 'held_out_every': 2, 'held_out_batches': 1},
+    )
+    asked = Leaving.asked
+
+    def signalled(self, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return asked(self, step)
+
+    monkeypatch.setattr(Leaving, 'asked', signalled)
+    with pytest.raises(SystemExit) as left:
+        train.run(made, tmp_path)
+    assert left.value.code == 143
+    assert 'held_out/loss' in train.run(made, tmp_path)['metrics']

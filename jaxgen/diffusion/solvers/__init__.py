@@ -12,6 +12,8 @@ from typing import Any
 import flax.struct
 from jax import Array
 
+from jaxgen.diffusion.prediction import TINY
+
 Evaluate = Callable[..., tuple[Any, Any]]
 
 
@@ -31,11 +33,18 @@ class Solver:
     """`init(x) -> history` and `step(state, evaluate, t, t_next, keys) -> state`; keys are one an image.
 
     adaptive: it chooses its own steps, so it is asked for one, all the way. needs_data: its equation has no
-    meaning where alpha is 0. last_step: the size in t that it wants its last step to have, where it cares.
+    meaning where alpha is 0. stochastic: it adds fresh noise. last_step: the size in t that it wants its last
+    step to have, where it cares.
     """
 
     init: Callable[[Array], Any]
     step: Callable[[State, Evaluate, Array, Array, Array], State]
     adaptive: bool = False
     needs_data: bool = False
+    stochastic: bool = False
     last_step: float = 0.0
+
+
+def onto_data(t_next: Array) -> Array:
+    """Whether a step ends on the data; times such as 1 - n / n may miss 0 by a rounding."""
+    return t_next <= TINY

@@ -36,6 +36,11 @@ def corrected(
     lower_order_final: bool = True,
 ) -> Solver:
     """A deterministic solver of this order, whose steps begin by evaluating at their start, with UniC."""
+    if solver.stochastic or solver.adaptive:
+        raise ValueError(
+            'the corrector takes back fresh noise, and cannot follow steps that a solver chooses itself; '
+            'use a deterministic solver of fixed steps.'
+        )
 
     def init(x: Array) -> Past:
         return Past(x, x, jnp.ones((), x.dtype), multistep.empty(x, order), solver.init(x))

@@ -31,4 +31,4 @@ def build(eta: float = 0.0) -> Solver:
             x = alpha_next * estimate.data + direction * estimate.noise + fresh * noise
         return state.replace(x=x, memory=memory)
 
-    return Solver(init=lambda x: None, step=step)
+    return Solver(init=lambda x: None, step=step, stochastic=eta > 0)

@@ -11,7 +11,7 @@ from jax import Array
 from jaxgen import keys as random
 from jaxgen.config import NonNegative
 from jaxgen.diffusion.path import Path
-from jaxgen.diffusion.solvers import Evaluate, Solver, State
+from jaxgen.diffusion.solvers import Evaluate, Solver, State, onto_data
 
 MOST_CHURN = 2**0.5 - 1
 
@@ -39,7 +39,7 @@ def build(
             return x, level, t
         share = jnp.minimum(churn / state.steps, MOST_CHURN)
         share = jnp.where((churn_min <= level) & (level <= churn_max), share, 0)
-        if hasattr(path, 'train_steps'):  # there is no time beyond the last of them
+        if hasattr(path, 'log_alpha'):  # a variance-preserving path has no more noise than at t = 1
             share = jnp.minimum(share, jnp.maximum(ratio(jnp.ones_like(t)) / level - 1, 0))
         higher = level * (1 + share)
         fresh = random.draw(jax.random.normal, keys, x.shape[1:]).astype(x.dtype)
@@ -57,6 +57,6 @@ def build(
             mean = (slope + estimate_ahead.noise) / 2
             return state.replace(x=path.alpha(t_next) * (x + size * mean), memory=walked)
 
-        return jax.lax.cond(t_next > 0, corrected, lambda: state.replace(x=ahead, memory=memory))
+        return jax.lax.cond(onto_data(t_next), lambda: state.replace(x=ahead, memory=memory), corrected)
 
-    return Solver(init=lambda x: None, step=step, needs_data=True)
+    return Solver(init=lambda x: None, step=step, needs_data=True, stochastic=churn > 0)

@@ -6,7 +6,7 @@ The last step, to the data at t = 0, where a noise prediction's slope has no lim
 import jax
 from jax import Array
 
-from jaxgen.diffusion.solvers import Evaluate, Solver, State
+from jaxgen.diffusion.solvers import Evaluate, Solver, State, onto_data
 
 
 def build() -> Solver:
@@ -22,6 +22,6 @@ def build() -> Solver:
             mean = (slope + estimate_ahead.velocity) / 2
             return state.replace(x=state.x + (t_next - t) * mean, memory=walked)
 
-        return jax.lax.cond(t_next > 0, corrected, lambda: state.replace(x=ahead, memory=memory))
+        return jax.lax.cond(onto_data(t_next), lambda: state.replace(x=ahead, memory=memory), corrected)
 
     return Solver(init=lambda x: None, step=step)

@@ -17,8 +17,8 @@ from jax import Array
 
 from jaxgen import keys as random
 from jaxgen.diffusion.path import Path
-from jaxgen.diffusion.prediction import TINY, Estimate
-from jaxgen.diffusion.solvers import Evaluate, Solver, State
+from jaxgen.diffusion.prediction import Estimate
+from jaxgen.diffusion.solvers import Evaluate, Solver, State, onto_data
 
 PREDICTS = ('data', 'noise')
 LEAST_ALPHA = 1e-6  # where a path begins at alpha = 0, the log-SNR of the history is that of this alpha
@@ -171,11 +171,11 @@ def predictor(
         path = estimate.path
         stretch = stride(path, t, t_next, predict, stochastic)
         count = jnp.minimum(history.count, most(state) - 1)
-        count = jnp.where(t_next > TINY, count, 0)  # 1 - n / n may miss 0 by a rounding
+        count = jnp.where(onto_data(t_next), 0, count)
         ratios = stretch.ratios(history)
         x = stretch.walk(state.x, value, history.values, ratios, weights(ratios, stretch.z, pair, count))
         if stochastic:
             x = x + stretch.fresh * random.draw(jax.random.normal, keys, x.shape[1:]).astype(x.dtype)
         return state.replace(x=x, memory=memory, history=remember(history, value, stretch.position))
 
-    return Solver(lambda x: empty(x, order - 1), step, needs_data=predict == 'noise')
+    return Solver(lambda x: empty(x, order - 1), step, needs_data=predict == 'noise', stochastic=stochastic)

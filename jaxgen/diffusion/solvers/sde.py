@@ -11,13 +11,12 @@ from jax import Array
 from jaxgen import keys as random
 from jaxgen.config import Inside, NonNegative
 from jaxgen.diffusion.path import Path, d_alpha, d_sigma
-from jaxgen.diffusion.prediction import Estimate
-from jaxgen.diffusion.solvers import Evaluate, Solver, State
+from jaxgen.diffusion.prediction import NEAR, Estimate
+from jaxgen.diffusion.solvers import Evaluate, Solver, State, onto_data
 
 DIFFUSIONS = ('constant', 'sbdm', 'sigma', 'linear', 'decreasing', 'increasing_decreasing')
 METHODS = ('euler', 'heun')
 LAST_STEPS = ('mean', 'tweedie', 'euler', 'none')
-END = 1e-3  # where SiT stops short of the data
 
 
 def coefficient(path: Path, t: Array, form: str, norm: float = 1.0) -> Array:
@@ -87,10 +86,10 @@ def build(
 
     def step(state: State, evaluate: Evaluate, t: Array, t_next: Array, keys: Array) -> State:
         return jax.lax.cond(
-            t_next > 0,
-            lambda: inner(state, evaluate, t, t_next, keys),
+            onto_data(t_next),
             lambda: last(state, evaluate, t, t_next),
+            lambda: inner(state, evaluate, t, t_next, keys),
         )
 
-    size = END if last_step == 'none' else last_step_size
-    return Solver(lambda x: None, step, needs_data=diffusion == 'sbdm', last_step=size)
+    size = NEAR if last_step == 'none' else last_step_size
+    return Solver(lambda x: None, step, needs_data=diffusion == 'sbdm', stochastic=norm > 0, last_step=size)

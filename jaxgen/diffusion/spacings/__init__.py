@@ -12,18 +12,20 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.diffusion.path import Path, ends_in_noise
+from jaxgen.diffusion.prediction import NEAR
 
 
 @dataclasses.dataclass(frozen=True)
 class Spacing:
     """`time(i, steps, knobs) -> t`, from the noise at i = 0 down to 0 at i = steps.
 
-    knobs: the settings that stay traced, with their defaults. max_steps: where the steps come from a table,
-    how many it holds.
+    knobs: the settings that stay traced, with their defaults; `check(knobs)` refuses what makes no sense.
+    max_steps: where the steps come from a table, how many it holds.
     """
 
     time: Callable[[Array, Array, Mapping[str, Array]], Array]
     knobs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    check: Callable[[Mapping[str, float]], None] = lambda knobs: None
     max_steps: int | None = None
 
 
@@ -41,15 +43,26 @@ def noise_range(
     just before it.
     """
     if sigma_max is None:
-        sigma_max = _noise_ratio(path, 0.999 if ends_in_noise(path) else 1.0)
+        sigma_max = _noise_ratio(path, 1 - NEAR if ends_in_noise(path) else 1.0)
     if sigma_min is None:
         sigma_min = _noise_ratio(path, 1 / path.train_steps) if hasattr(path, 'train_steps') else 0.002
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(
-            f'sampler.spacing.sigma_min is {sigma_min} and sigma_max {sigma_max}; '
-            'they must be above 0, sigma_min the smaller.'
-        )
     return sigma_min, sigma_max
+
+
+def check_range(knobs: Mapping[str, float]) -> None:
+    """Refuse noise levels that do not fall, or reach 0."""
+    low, high = knobs['sigma_min'], knobs['sigma_max']
+    if not 0 < low < high:
+        raise ValueError(
+            f"the spacing's sigma_min is {low} and sigma_max {high}; they must be above 0, sigma_min the "
+            'smaller.'
+        )
+
+
+def check_positive(knobs: Mapping[str, float], name: str) -> None:
+    """Refuse a knob that is not above 0."""
+    if not knobs[name] > 0:
+        raise ValueError(f"the spacing's {name} is {knobs[name]}; it must be above 0.")
 
 
 def _noise_ratio(path: Path, t: float) -> float:

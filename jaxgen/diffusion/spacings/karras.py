@@ -3,12 +3,14 @@
 On other paths than EDM's own, sigma is the noise relative to the data.
 """
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.config import Positive
 from jaxgen.diffusion.path import Path
-from jaxgen.diffusion.spacings import Spacing, noise_range
+from jaxgen.diffusion.spacings import Spacing, check_positive, check_range, noise_range
 
 
 def noise_levels(i: Array, steps: Array, rho: Array, sigma_min: Array, sigma_max: Array) -> Array:
@@ -28,4 +30,8 @@ def build(
         sigma = noise_levels(i, steps, knobs['rho'], knobs['sigma_min'], knobs['sigma_max'])
         return jnp.where(i < steps, path.time(-2 * jnp.log(sigma)), 0)
 
-    return Spacing(time, {'rho': rho, 'sigma_min': low, 'sigma_max': high})
+    def check(knobs: Mapping[str, float]) -> None:
+        check_range(knobs)
+        check_positive(knobs, 'rho')
+
+    return Spacing(time, {'rho': rho, 'sigma_min': low, 'sigma_max': high}, check)

@@ -5,7 +5,7 @@ from jax import Array
 
 from jaxgen.config import Positive
 from jaxgen.diffusion.path import Path
-from jaxgen.diffusion.spacings import Spacing, noise_range
+from jaxgen.diffusion.spacings import Spacing, check_range, noise_range
 
 
 def build(path: Path, sigma_min: Positive | None = None, sigma_max: Positive | None = None) -> Spacing:
@@ -17,4 +17,4 @@ def build(path: Path, sigma_min: Positive | None = None, sigma_max: Positive | N
         first, last = -2 * jnp.log(knobs['sigma_max']), -2 * jnp.log(knobs['sigma_min'])
         return jnp.where(i < steps, path.time(first + share * (last - first)), 0)
 
-    return Spacing(time, {'sigma_min': low, 'sigma_max': high})
+    return Spacing(time, {'sigma_min': low, 'sigma_max': high}, check_range)

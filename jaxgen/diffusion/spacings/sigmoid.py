@@ -3,12 +3,14 @@
 The curve is stretched to reach 1 and 0; the centre of its large steps and its steepness are knobs.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.config import Positive, Share
-from jaxgen.diffusion.spacings import Spacing
+from jaxgen.diffusion.spacings import Spacing, check_positive
 
 
 def build(steepness: Positive = 6.0, center: Share = 0.5) -> Spacing:
@@ -21,4 +23,7 @@ def build(steepness: Positive = 6.0, center: Share = 0.5) -> Spacing:
         )
         return jnp.where(i < steps, (here - low) / (high - low), 0)  # 0 itself, not what rounds to it
 
-    return Spacing(time, {'steepness': steepness, 'center': center})
+    def check(knobs: Mapping[str, float]) -> None:
+        check_positive(knobs, 'steepness')
+
+    return Spacing(time, {'steepness': steepness, 'center': center}, check)

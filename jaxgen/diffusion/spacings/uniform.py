@@ -8,7 +8,7 @@ from jaxgen.diffusion.spacings import Spacing
 
 def uniform(i: Array, steps: Array) -> Array:
     """From 1 to 0 in even steps."""
-    return 1 - i / jnp.asarray(steps, jnp.result_type(float))
+    return (steps - i) / jnp.asarray(steps, jnp.result_type(float))
 
 
 def build() -> Spacing:
