@@ -3,7 +3,10 @@
 For: few steps. The first flow is the quick start's; with configs/quickstart.py and runs/quickstart,
 --mode=search --config.search.name=pairs --config.search.count=4096 --knobs=steps=16
 draws the pairs that this config reads, with the quick start's guidance in them.
-Cost and expectation: not measured yet.
+Cost: 4 minutes for the pairs, 3 for training, on two CPU cores.
+Expect, of pairs drawn with guidance 2, on 256 held-out captions: alignment 0.98 at 1 Euler step and at 2 (the
+first flow with guidance 2: 0.17 and 0.40; without: 0.996 and 0.988). These captions leave nothing open, so
+that only the guidance is left to become straight; tests/search/straighten.py has a flow that has to choose.
 """
 
 from ml_collections import ConfigDict

@@ -152,8 +152,8 @@ def build(
 
     shift_at: the resolution that `shift` is for, from which the recipe's own follows (arXiv:2403.03206).
     begin, end: the times to walk between, where not all the way: the network's prediction and the solver
-    choose them, as SiT does. last: the time of the last step, where its solver cares. corrector: UniC's order,
-    after a solver that has no corrector of its own.
+    choose them, as SiT does. last: the time of the last step, where its solver cares. corrector: the order of
+    UniC, after a solver that has no corrector of its own.
     """
     if corrector:
         solver = corrected(solver, corrector)

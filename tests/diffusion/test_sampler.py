@@ -15,7 +15,7 @@ from jaxgen.conditioning.request import Request
 from jaxgen.diffusion import path as paths
 from jaxgen.diffusion import sampler
 from jaxgen.diffusion.prediction import Prediction
-from jaxgen.diffusion.solvers import dopri5, edm, euler, sde
+from jaxgen.diffusion.solvers import ddim, dopri5, edm, euler, sde
 from jaxgen.diffusion.spacings import karras
 from jaxgen.generate import make_generator
 from jaxgen.program import assemble
@@ -71,6 +71,25 @@ def test_noise_becomes_data(path, output, solver, spacing, steps):
     end = np.asarray(jax.jit(lambda knobs: made.walk(denoiser, None, request, knobs))(made.knobs()))
     mean, variance = mixture.moments(path, 0.0)
     assert abs(end.mean() - mean[0]) < 0.06 and abs(end.var() / variance[0] - 1) < 0.08
+
+
+def test_a_corrector_brings_any_solver_nearer():
+    prediction = Prediction('data', 'unit')
+    request = Request(None, None, jax.random.split(jax.random.key(0), 500))
+    denoiser = Mixture().denoiser(VP, prediction)
+
+    def walk(steps: int, corrector: int = 0, solver=None) -> np.ndarray:
+        solver = solver or ddim.build()
+        made = sampler.build(
+            {'model': None}, VP, prediction, solver, (1,), 1, steps=steps, end=0.05, corrector=corrector
+        )
+        return np.asarray(jax.jit(lambda knobs: made.walk(denoiser, None, request, knobs))(made.knobs()))
+
+    exact = walk(2000)
+    missed = [np.abs(walk(40, corrector) - exact).mean() for corrector in (0, 1)]
+    assert missed[1] < missed[0] / 3
+    with pytest.raises(ValueError, match='takes back fresh noise'):
+        walk(4, 1, ddim.build(eta=1.0))
 
 
 def test_in_painting_stops_at_every_step():

@@ -74,11 +74,15 @@ class Run:
         self._until(lambda: len(self.checkpoints()) >= count)
 
     def save(self, after: int = 0) -> None:
-        """Wait until the run is in the middle of a save, some saves from now, or ended."""
-        self._until(self.unfinished)
-        for _ in range(after):
-            self._until(lambda: not self.unfinished())
-            self._until(self.unfinished)
+        """Wait until the run is in the middle of a save that begins now, some saves from now, or ended."""
+        for _ in range(after + 1):
+            left = self._saves()  # also what an earlier process left
+            self._until(lambda left=left: self._saves() - left)
+
+    def _saves(self) -> set[tuple[str, int]]:
+        with contextlib.suppress(FileNotFoundError):
+            return {(path.name, path.stat().st_ino) for path in self.unfinished()}
+        return set()
 
     def _until(self, happened: Callable[[], object]) -> None:
         deadline = time.monotonic() + LIMIT
