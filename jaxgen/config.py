@@ -91,7 +91,7 @@ def check(function: Callable, settings: Mapping[str, Any], where: str) -> None:
             raise ValueError(f'{place} is {value!r}; it must be finite.')
         if not fits(value, hint):
             raise ValueError(
-                f'{place} is {value!r}, {_kind(value)}; it must be {_words(hint)}.'
+                f'{place} is {_said(value)}; it must be {_words(hint)}.'
                 if not fits(value, hint, ranges=False)
                 else f'{place} is {value!r}; it must be {_limits(hint)}.'
             )
@@ -152,9 +152,11 @@ def _finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _kind(value: Any) -> str:
+def _said(value: Any) -> str:
+    """A value and its type; of a part, which fills many lines, the type alone."""
     name = type(value).__name__
-    return f'an {name}' if name[0] in 'aeiou' else f'a {name}'
+    kind = f'an {name}' if name[0] in 'aeiou' else f'a {name}'
+    return kind if '\n' in repr(value) else f'{value!r}, {kind}'
 
 
 def _words(hint: Any) -> str:
