@@ -227,6 +227,9 @@ def build(config: Mapping[str, Any]) -> Recipe:
     return made
 
 
+# By what a part of each kind is known.
+MARKS = dict(data='description', tokenizer='latent', conditioner='embed', model='apply', objective='phases')
+MARKS |= dict(sampler='sample', metric='examples', search='parts')
 SECTIONS = (
     *ROOMS,
     'sampler',
@@ -253,7 +256,10 @@ def part(section: str, config: Mapping[str, Any], known: Mapping[str, Any], room
             where = f'{room or ROOMS.get(section, section)}.{key}s'
             nested = _resolve(f'{section}.{key}', inner.pop('name'), where)
             settings[key] = call(nested, inner, known, f'{section}.{key}')
-    return call(function, settings, known, section)
+    made = call(function, settings, known, section)
+    if not hasattr(made, MARKS[section]):
+        raise ValueError(f"{section}.name is '{config[section]['name']}', which makes no {section}.")
+    return made
 
 
 def call(function: Callable, settings: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Any:
