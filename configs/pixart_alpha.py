@@ -1,33 +1,57 @@
-"""PixArt-alpha XL/2 at 256 px (arXiv:2310.00426) at its published size: 28 layers, width 1152, 16 heads.
+"""PixArt-alpha XL/2 (arXiv:2310.00426): 28 layers, width 1152, 16 heads, 120 tokens read by T5 XXL.
 
-For: a TPU slice and a folder of images with a `metadata.jsonl` of captions. As published: adaLN-single,
-captions of at most 120 tokens of width 4096, cross-attention, learned variance, AdamW at 2e-5 with decay
-0.03. Not as published yet: until the library carries T5 and the autoencoder, captions are read by a text
-transformer that trains with the model, and latents are pixels folded 8 x 8 into channels (the same 256
-tokens; first and last layer are the wider for it).
+For: published weights, to draw with or to go on training,
+
+    python -m jaxgen.main --config=configs/pixart_alpha.py:1024 --weights=FOLDER --mode=sample --prompt="..."
+
+and a TPU slice with a folder of images and a `metadata.jsonl` of captions. As published: adaLN-single,
+learned variance, Stable Diffusion's autoencoder, AdamW at 2e-5 with decay 0.03, the batches of 64 GPUs (at
+1024 px 32), the pipeline's DPM-Solver++; '1024' is told the size and aspect of pictures. Not as published: it
+trains on squares, where the authors' stage at 1024 px takes aspect buckets.
 Cost: `--mode=plan` prints parameters, FLOPs a step and memory a device before anything is rented.
 Expect: nothing measured yet at this size; configs/quickstart.py is the same system in small, measured.
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ('', 'tiny')
+VARIANTS = ('', '256', '512', '1024', 'tiny')
+
+# Steps and batch of the paper's last stage at each resolution; positions are those of 512 px at 1024.
+STAGES = {
+    256: dict(steps=90_000, batch=176 * 64),
+    512: dict(steps=100_000, batch=38 * 64),
+    1024: dict(steps=16_000, batch=12 * 32),
+}
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    """'' is the recipe, 'tiny' its miniature on synthetic data."""
+    """'256' (also ''), '512' and '1024' are published resolutions, 'tiny' a miniature on synthetic data."""
+    resolution = 256 if variant in ('', 'tiny') else int(variant)
     config = ConfigDict()
-    config.data = dict(name='folder', path='images', resolution=256, captions=True)
+    config.data = dict(name='folder', path='images', resolution=resolution, captions=True)
     config.held_out = dict(split='test')
-    config.tokenizer = dict(name='pixels', fold=8)
-    config.conditioner = dict(
-        name='captions', vocabulary=32_768, length=120, width=4096, depth=1, heads=64, dtype='bfloat16'
-    )
+    config.tokenizer = dict(name='kl_vae', dtype='bfloat16')
+    config.conditioner = dict(name='t5', size='xxl', length=120, sizes=resolution == 1024, dtype='bfloat16')
+    config.networks = dict(text=dict(dtype='bfloat16'))
     config.path = dict(name='vp', betas='linear')
     config.prediction = dict(output='noise', time='steps', learned_variance=True)
-    config.model = dict(name='pixart', size='XL', patch=2, base_size=16, dtype='bfloat16', remat='named')
+    config.model = dict(
+        name='pixart',
+        size='XL',
+        patch=2,
+        base_size=resolution // 16,
+        interpolation=max(resolution / 512, 1.0),
+        dtype='bfloat16',
+        remat='named',
+    )
     config.objective = dict(name='diffusion', times='discrete', drop=0.1)
-    config.sampler = dict(name='diffusion', solver=dict(name='ddim', eta=0.0), steps=50, guidance=4.5)
+    config.sampler = dict(
+        name='diffusion',
+        solver=dict(name='dpm_solver'),
+        spacing=dict(name='training_steps', placement='linspace', extra=True),
+        steps=20,
+        guidance=4.5,
+    )
     config.optimizer = dict(
         name='adamw',
         learning_rate=2e-5,
@@ -40,8 +64,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.ema = dict(decay=0.9999)
     config.mesh = dict(fsdp=-1)
     config.train = dict(
-        steps=300_000,
-        batch=1024,
+        **STAGES[resolution],
         threads=16,
         log_every=100,
         held_out_every=10_000,
@@ -51,9 +74,13 @@ def get_config(variant: str = '') -> ConfigDict:
         keep_period=50_000,
     )
     if variant == 'tiny':
-        config.data = dict(name='synthetic', resolution=32, captions=True, examples=32)
-        config.conditioner.update(vocabulary=64, width=32, depth=1, heads=2)
-        config.model.update(hidden=48, depth=2, heads=2)
+        config.data = dict(name='synthetic', resolution=16, captions=True, examples=32)
+        config.tokenizer = dict(name='kl_vae', widths=(8, 8), blocks=1, groups=4)
+        config.conditioner = dict(
+            name='t5', vocabulary=384, width=32, ff=48, depth=1, heads=2, head_width=16, sizes=True
+        )
+        config.networks = dict(text=dict(dtype='float32'))
+        config.model.update(hidden=48, depth=2, heads=2, base_size=4, dtype='float32')
         config.sampler.steps = 2
         config.optimizer.warmup = 1
         config.train.update(

@@ -6,6 +6,7 @@ A section's keys are a function's parameters: their types are its annotations, a
 
 import ast
 import collections.abc
+import copy
 import dataclasses
 import difflib
 import importlib.util
@@ -65,7 +66,12 @@ def load(argument: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not argument:
         raise ValueError('--config is missing; for example --config=configs/quickstart.py.')
     path, _, variant = argument.partition(':')
-    config = plain(_read(path, variant))
+    return overridden(plain(_read(path, variant)), overrides)
+
+
+def overridden(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A config with 'section.key=value' set; the one given stays as it is."""
+    config = copy.deepcopy(dict(config))
     for override in overrides:
         _set(config, override)
     return config

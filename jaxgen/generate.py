@@ -3,6 +3,8 @@
 The jobs that draw pictures, and a notebook, come through here; nothing in it knows a family.
 """
 
+import functools
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,8 +18,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxgen import keys as random
+from jaxgen import pretrained
+from jaxgen.conditioning import aspects
 from jaxgen.conditioning.request import Request
-from jaxgen.program import assemble, load_params
+from jaxgen.features import NAME as TEXT
+from jaxgen.features import Features, ahead, fits_together
+from jaxgen.program import Program, assemble, check_params, check_published, load_params
 from jaxgen.recipe import Recipe, build
 from jaxgen.training import sharding
 from jaxgen.training.checkpoint import Checkpoints
@@ -38,24 +44,30 @@ class Canvas:
     start: Any
 
 
-def _sized(recipe: Recipe, examples: Sequence[Example] | None) -> list[Example] | None:
-    """Examples that say no size are drawn at the recipe's."""
-    side = recipe.config['data']['resolution']
-    return None if examples is None else [{'size': (side, side), **example} for example in examples]
-
-
 def make_generator(
-    recipe: Recipe, mesh: Mesh, batch: int, finish: Callable[..., Any] | None = None
+    recipe: Recipe,
+    mesh: Mesh,
+    batch: int,
+    finish: Callable[..., Any] | None = None,
+    size: tuple[int, int] | None = None,
+    cut: tuple[int, int] | None = None,
 ) -> Callable[..., Any]:
     """`generate(params, examples, seeds, knobs, negatives, progress, canvas) -> images` of uint8, any number.
 
     seeds: one an image, so that an image is the same in any batch. negatives: examples to steer away
-    from, in place of no condition. canvas: a picture to start from or to paint in. A last
-    partial batch is filled up, so one shape is compiled. Another `finish(params, request, latents)` than the
-    tokenizer's decoder gives its arrays instead of images.
+    from, in place of no condition. canvas: a picture to start from or to paint in. At most `batch` are drawn
+    at once; a partial batch is filled up to a power of two, so few shapes are compiled. Another
+    `finish(params, request, latents)` than the tokenizer's decoder gives its arrays instead of images. size:
+    height and width, where not the recipe's square; `cut`: what the pictures are then scaled and cut to.
     """
-    finish = finish or (lambda params, request, latents: recipe.tokenizer.decode(params, latents))
-    mine = sharding.local_rows(mesh, batch)
+    finish = finish or functools.partial(_pictures, recipe.tokenizer, None if cut == size else cut)
+    sampler = recipe.sampler
+    if size is None:
+        size = (recipe.config['data']['resolution'],) * 2
+    else:
+        sampler = sampler.at(recipe.tokenizer.latent_of(*size))
+    shards = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+    sharding.local_rows(mesh, batch)  # refuses a batch that does not divide
 
     @jax.jit
     def draw(
@@ -76,7 +88,7 @@ def make_generator(
             keys=random.fold(keys, 'sample'),
             **_prepared(recipe, params, canvas, keys),
         )
-        return finish(params, request, recipe.sampler.sample(params, request, knobs))
+        return finish(params, request, sampler.sample(params, request, knobs))
 
     def generate(
         params: Mapping,
@@ -87,10 +99,16 @@ def make_generator(
         progress: Callable[[int], None] = lambda count: None,
         canvas: Canvas | None = None,
     ) -> Any:
-        examples, negatives = _sized(recipe, examples), _sized(recipe, negatives)
-        images = []
-        for start in range(0, len(examples), batch):
-            rows = [min(i, len(examples) - 1) for i in range(start, start + batch)][mine]
+        if negatives is None and recipe.conditioner.nothing is not None:
+            negatives = [recipe.conditioner.nothing] * len(examples)
+        examples, negatives = (
+            None if given is None else [{'size': size, **example} for example in given]
+            for given in (examples, negatives)
+        )
+        at_once = min(batch, shards * 2 ** math.ceil(math.log2(max(1, len(examples) / shards))))
+        mine, images = sharding.local_rows(mesh, at_once), []
+        for start in range(0, len(examples), at_once):
+            rows = [min(i, len(examples) - 1) for i in range(start, start + at_once)][mine]
             given = recipe.conditioner.arrays([examples[i] for i in rows])
             opposite = given if negatives is None else recipe.conditioner.arrays([negatives[i] for i in rows])
             dropped = np.full(len(rows), negatives is None)
@@ -103,10 +121,19 @@ def make_generator(
                     if jax.process_count() > 1
                     else jax.tree.map(np.asarray, drawn)
                 )
-            progress(min(batch, len(examples) - start))
+            progress(min(at_once, len(examples) - start))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(examples)], *images)
 
     return generate
+
+
+def _pictures(
+    tokenizer: Any, cut: tuple[int, int] | None, params: Mapping, request: Request, latents: Any
+) -> Any:
+    if cut is None:
+        return tokenizer.decode(params, latents)
+    pixels = aspects.fit(tokenizer.pixels(params, latents), *cut)
+    return jnp.clip(jnp.round((pixels + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def _prepared(recipe: Recipe, params: Mapping, canvas: Canvas | None, keys: jax.Array) -> dict[str, Any]:
@@ -122,29 +149,83 @@ def _prepared(recipe: Recipe, params: Mapping, canvas: Canvas | None, keys: jax.
     return fields | {'mask': blocks.any(axis=(1, 3))[None, :, :, None].astype(jnp.float32)}
 
 
-def open_run(
-    workdir: str, checkpoint: int | None = None, batch: int | None = None
-) -> Callable[..., np.ndarray]:
-    """A trained run, by its workdir alone: `draw(prompts, seed=0, negative='', knobs={}) -> images` of uint8.
+def open_run(workdir: str, checkpoint: int | None = None, batch: int | None = None) -> Callable[..., Any]:
+    """A trained run, by its workdir alone; returns `draw`, see `drawing`.
 
-    The config is the one it was trained with. Image i has seed `seed + i`, as in `--mode=sample`.
+    The config is the one it was trained with.
     """
-    with Checkpoints(epath.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
-        recipe = build(checkpoints.last_record(checkpoint)[1]['metadata']['config'])
-    program = assemble(recipe)
-    _, params = load_params(program, workdir, checkpoint)
-    generate = make_generator(recipe, program.mesh, batch or recipe.train.sample_batch)
+    program = assemble(build(config_of(workdir, checkpoint)))
+    check_params(program, workdir, checkpoint)
+    return drawing(program, lambda names: load_params(program, workdir, checkpoint, names)[1], batch)
+
+
+def config_of(workdir: str, checkpoint: int | None = None) -> dict[str, Any]:
+    """The config that a run was trained with, or converted to; its own tokenizer's files move with it."""
+    folder = epath.Path(workdir).expanduser()
+    with Checkpoints(folder / 'checkpoints', read_only=True) as checkpoints:
+        config = checkpoints.last_record(checkpoint)[1]['metadata']['config']
+    if config['conditioner'].get('tokens') and (folder / 'tokenizer').is_dir():
+        config['conditioner']['tokens'] = str(folder / 'tokenizer')
+    return config
+
+
+def open_weights(
+    source: str, overrides: Sequence[str] = (), batch: int | None = None
+) -> Callable[..., np.ndarray]:
+    """Published weights, a folder or hf://owner/name, by themselves; returns `draw`, see `drawing`.
+
+    overrides: keys of the config to change, as 'model.dtype=bfloat16'.
+    """
+    program = assemble(build(pretrained.configured({}, source, overrides)))
+    check_published(program)
+    return drawing(program, program.loaded, batch)
+
+
+def drawing(
+    program: Program, load: Callable[[Sequence[str]], Mapping[str, Any]], batch: int | None = None
+) -> Callable[..., np.ndarray]:
+    """`draw(prompts, seed=0, negative='', knobs={}, canvas=None, size=None) -> images` of uint8.
+
+    Image i has seed `seed + i`, as in `--mode=sample`; a sequence of seeds gives each its own. size: height
+    and width; the nearest of the published buckets is drawn and fitted, or with `exact` the size itself.
+    """
+    recipe, params = program.recipe, {}
+    read = Features(program, load, keep=fits_together(program)) if ahead(recipe) else None
+    make = functools.cache(
+        lambda drawn, size: make_generator(
+            recipe, program.mesh, batch or recipe.train.sample_batch, size=drawn, cut=size
+        )
+    )
 
     def draw(
         prompts: Sequence[str],
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         negative: str = '',
         knobs: Mapping[str, float] = types.MappingProxyType({}),
         canvas: Canvas | None = None,
+        size: tuple[int, int] | None = None,
+        exact: bool = False,
     ) -> np.ndarray:
         examples = [recipe.conditioner.example(prompt) for prompt in prompts]
-        negatives = [recipe.conditioner.example(negative)] * len(examples) if negative else None
-        seeds, settings = range(seed, seed + len(examples)), recipe.sampler.knobs(**knobs)
-        return generate(params, examples, seeds, settings, negatives, canvas=canvas)
+        against = recipe.conditioner.example(negative) if negative else recipe.conditioner.nothing
+        negatives = [against] * len(examples) if against else None
+        seeds = range(seed, seed + len(examples)) if isinstance(seed, int) else seed
+        settings, drawn = recipe.sampler.knobs(**knobs), drawn_size(recipe, size, exact)
+        if read is not None:
+            examples, negatives = read(examples), negatives and read(negatives)
+        if not params:
+            params.update(load([name for name in recipe.networks if not (read and name == TEXT)]))
+        return make(drawn, size)(params, examples, seeds, settings, negatives, canvas=canvas)
 
     return draw
+
+
+def drawn_size(recipe: Recipe, size: tuple[int, int] | None, exact: bool) -> tuple[int, int] | None:
+    """What is drawn for a size asked for (height, width): the nearest bucket, or with `exact` itself."""
+    if size is None:
+        return None
+    if exact:
+        latent = recipe.tokenizer.latent_of(*size)
+        jax.eval_shape(lambda: recipe.init(jax.random.key(0), latent))
+        return size
+    return aspects.nearest(recipe.config['data']['resolution'], *size)

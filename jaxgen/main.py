@@ -31,8 +31,15 @@ flags.DEFINE_string(
     '--config.section.key=value overrides.',
 )
 flags.DEFINE_string(
-    'mode', 'train', 'A job, or several with commas between: train, sample, evaluate, plan, search.'
+    'mode', 'train', 'A job, or several with commas between: train, sample, evaluate, plan, search, convert.'
 )
+flags.DEFINE_string(
+    'weights',
+    '',
+    'Published weights to begin from: a folder as diffusers has them, a file of the model alone, '
+    'hf://owner/name. They decide the architecture; without --config they decide the rest as well.',
+)
+flags.DEFINE_string('export', '', 'convert: the folder to write, as diffusers reads it.')
 flags.DEFINE_string(
     'workdir', '', 'Where the run lives; local or gs://. Default: runs/ and the name of the config.'
 )
@@ -51,13 +58,15 @@ flags.DEFINE_integer('checkpoint', None, 'sample, evaluate: the step to load; de
 flags.DEFINE_string('init', '', 'sample: a picture to start from or to paint in.')
 flags.DEFINE_string('mask', '', 'sample: white where --init is painted over, black where it stays.')
 flags.DEFINE_float('start', None, 'sample: the share of the noise to begin with over --init; 1 is all of it.')
+flags.DEFINE_string('size', '', 'sample: HEIGHTxWIDTH in pixels; default the square of the recipe.')
+flags.DEFINE_bool('exact', False, 'sample: draw --size itself, not the nearest published bucket, cut to it.')
 flags.DEFINE_float('ema', None, 'sample, evaluate: the width of the average, where profiles were tracked.')
 flags.DEFINE_bool('compile_step', True, 'plan: compile the step for its memory.')
 flags.DEFINE_bool('compilation_cache', True, 'Keep compiled programs on disk between runs.')
 
 OPTIONS = (
     *('prompt', 'prompts_file', 'negative', 'count', 'seed', 'knobs', 'checkpoint', 'ema'),
-    *('init', 'mask', 'start', 'compile_step'),
+    *('init', 'mask', 'start', 'compile_step', 'size', 'exact', 'weights', 'export'),
 )
 
 
@@ -86,23 +95,30 @@ def prepare(
     jobs = {name: _job(name) for name in mode.split(',')}
     takes = {name for job in jobs.values() for name in inspect.signature(job.run).parameters}
     for name, flag in options.items():
-        if flag.present and name not in takes:
+        if flag.present and name not in takes and name != 'weights':
             raise ValueError(f'--{name} means nothing to --mode={mode}.')
-    config = configs.load(path, overrides)
+    weights = options['weights'].value
+    config = configs.load(path, overrides) if path or not (weights or workdir) else {}
     if FLAGS.compilation_cache:
         _enable_cache()
-    from jaxgen import recipe
+    from jaxgen import generate, pretrained, program, recipe
 
+    if not (config or weights):
+        config = configs.overridden(
+            generate.config_of(workdir) if program.is_run(workdir) else configs.load(''), overrides
+        )
+    elif weights:
+        config = pretrained.configured(config, weights, overrides)
     built = recipe.build(config)
-    name = os.path.basename(path).replace('.py', '').replace(':', '_')
+    name = os.path.basename((path or weights).rstrip('/')).replace('.py', '').replace(':', '_')
     folder = epath.Path(workdir or f'runs/{name}').expanduser()
     given = {name: flag.value for name, flag in options.items()} | {'recipe': built, 'workdir': str(folder)}
     ready, trained = [], False
     for name, job in jobs.items():
         if hasattr(job, 'check'):
             _bound(job.check, {**given, 'trained': trained})()
+        ready.append((name, folder, _bound(job.run, {**given, 'trained': trained})))
         trained |= name == 'train'
-        ready.append((name, folder, _bound(job.run, given)))
     _check_writable(folder)
     return ready
 

@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
 from jaxgen import keys as random
 from jaxgen.config import known_keys
+from jaxgen.layers.stack import canonical
 from jaxgen.objectives import Phase, every_step
 from jaxgen.recipe import Recipe, blank_example, call
 from jaxgen.training import ema, guard, optimizer, sharding, snapshots
@@ -20,6 +22,9 @@ from jaxgen.training.diagnosis import why
 from jaxgen.training.state import TrainState
 from jaxgen.training.step import example_keys, make_held_out, make_step
 from jaxgen.training.trainable import Trainable, merged, part
+from jaxgen.weights import published
+
+GROUPS = ('ema', 'params')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +50,8 @@ class Program:
 
     def fresh(self) -> TrainState:
         """A new state, drawn where it belongs; `init_from` is loaded over it."""
-        state = self._draw(0, self.abstract)
-        loaded = self._loaded(state.params)
+        state = self._draw(lambda key: self._fresh(key)[0], self.abstract)
+        loaded = self.loaded(self._with_source(state.params))
 
         def averages(trees: Mapping[str, Any]) -> dict[str, Any]:
             return {name: ema.init(loaded[name]) if name in loaded else tree for name, tree in trees.items()}
@@ -57,25 +62,45 @@ class Program:
             profiles={label: averages(trees) for label, trees in state.profiles.items()},
         )
 
-    def frozen(self) -> dict[str, Any]:
-        """The networks that no phase trains, as `init_from` or the seed gives them."""
-        networks = self._draw(1, self.abstract_frozen)['networks']
-        return {'networks': {**networks, **self._loaded(networks)}}
+    def frozen(self, names: Sequence[str] | None = None) -> dict[str, Any]:
+        """The networks that no phase trains (of these names), as `init_from` or the seed gives them."""
+        wanted = self.abstract_frozen['networks']
+        wanted = wanted if names is None else {name: wanted[name] for name in names if name in wanted}
+        sourced = self._with_source(wanted)
+        blank = {name: tree for name, tree in wanted.items() if name not in sourced}
 
-    def _draw(self, part: int, abstract: Any) -> Any:
+        def draw(key: jax.Array) -> dict[str, Any]:
+            return {name: self._fresh(key)[1]['networks'][name] for name in blank}
+
+        drawn = self._draw(draw, blank) if blank else {}
+        return {'networks': {**drawn, **self.loaded(sourced)}}
+
+    def _draw(self, function: Callable[[jax.Array], Any], abstract: Any) -> Any:
         where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         with jax.set_mesh(self.mesh):
-            draw = jax.jit(lambda key: self._fresh(key)[part], out_shardings=where)
-            return draw(jax.random.key(self.recipe.train.seed))
+            return jax.jit(function, out_shardings=where)(jax.random.key(self.recipe.train.seed))
 
-    def _loaded(self, names: Mapping[str, Any]) -> dict[str, Any]:
-        """Parameters of those networks that come from another run."""
-        sources = {name: self.recipe.networks[name].init_from for name in names}
-        return {
-            name: load_params(self, source, names=(name,))[1][name]
-            for name, source in sources.items()
-            if source
-        }
+    def _with_source(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if self.recipe.networks[name].init_from]
+
+    def loaded(self, names: Iterable[str], as_stored: bool = False) -> dict[str, Any]:
+        """Parameters of networks from where their `init_from` says: published weights, or another run.
+
+        `as_stored` keeps the dtypes they have there.
+        """
+        networks = {}
+        for name in names:
+            source = self.recipe.networks[name].init_from
+            if is_run(source):
+                networks[name] = load_params(self, source, names=(name,), as_stored=as_stored)[1][name]
+            else:
+                module = self.recipe.networks[name].module
+                networks[name] = published.load(module, source, self.layout(name), as_stored)
+        return networks
+
+    def layout(self, name: str) -> Any:
+        """The shapes, dtypes and shardings of a network's parameters."""
+        return {**self.abstract.params, **self.abstract_frozen['networks']}[name]
 
     def _fresh(self, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         params = self.recipe.init(random.fold(key, 'init'))
@@ -92,7 +117,12 @@ class Program:
         profiles = {label: averages() for label in self.recipe.ema.further}
         progress = guard.init(states, self.recipe.averaged)
         state = TrainState(trained, states, averages(), inner, profiles, progress)
-        return state, {'networks': {name: tree for name, tree in params.items() if name not in trained}}
+        frozen = {
+            name: _kept_in(self.recipe.networks[name].dtype, tree)
+            for name, tree in params.items()
+            if name not in trained
+        }
+        return state, {'networks': frozen}
 
     @functools.cached_property
     def steps(self) -> dict[str, Callable]:
@@ -206,24 +236,30 @@ def load_params(
     step: int | None = None,
     names: tuple[str, ...] = (),
     width: float | None = None,
+    as_stored: bool = False,
 ) -> tuple[int, dict]:
-    """The step of a run and the parameters of its networks (none named: all that sampling uses).
+    """The step of a run and the parameters of networks (none named: all that sampling uses).
 
     Averages where there are; `width` asks for averages of another width than the one that was tracked for
-    sampling. Without a step it is the last that is not damaged.
+    sampling. What the run does not hold of all networks (its frozen ones) comes from where the recipe says.
+    `as_stored` keeps the dtypes of the checkpoint. Without a step it is the last that is not damaged.
     """
     folder = epath.Path(workdir) / 'checkpoints'
-    recipe, wanted = program.recipe, _wanted(program, names)
     with Checkpoints(folder, read_only=True) as checkpoints:
-        if step is None:
+        wanted = _wanted(program, checkpoints, step, names, as_stored)
+        if not wanted:
+            step, stored = checkpoints.last_record(step)[0], {}
+        elif step is None:
             step, stored = checkpoints.restore_last(wanted, partial=True)
         else:
             stored = checkpoints.restore(step, wanted, partial=True)
-    if width is not None:
+    if width is not None and 'ema' in wanted:
         folder = epath.Path(workdir) / 'snapshots'
-        stored['ema'] = snapshots.reconstruct(folder, recipe.ema, wanted.get('ema', {}), step, width)
-    given = {} if names else program.frozen()['networks']
-    return step, {**given, **stored.get('ema', {}), **stored.get('params', {})}
+        average = program.recipe.ema
+        stored['ema'] = snapshots.reconstruct(folder, average, wanted['ema'], step, width)
+    found = {**stored.get('ema', {}), **stored.get('params', {})}
+    elsewhere = _elsewhere(program, workdir, names, found)
+    return step, {**program.frozen(elsewhere)['networks'], **found}
 
 
 def check_params(
@@ -231,26 +267,86 @@ def check_params(
 ) -> None:
     """Refuse a workdir whose checkpoint has not what `load_params` would read; nothing is read yet."""
     with Checkpoints(epath.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
-        checkpoints.check(step, _wanted(program, names), partial=True)
+        wanted = _wanted(program, checkpoints, step, names)
+        checkpoints.check(step, wanted, partial=True)
+        config = checkpoints.last_record(step)[1]['metadata'].get('config', {})
+    held = {name for trees in wanted.values() for name in trees}
+    elsewhere = _elsewhere(program, workdir, names, held)
+    for name in elsewhere:
+        ours = program.recipe.networks[name].init_from
+        theirs = config.get('networks', {}).get(name, {}).get('init_from', '')
+        if ours != theirs:
+            raise ValueError(
+                f"{workdir} was trained with the network '{name}' from {theirs or 'its seed'}, and this "
+                f'recipe has it from {ours or "its seed"}; give the same --weights, or the same '
+                f'networks.{name}.init_from.'
+            )
+    check_sources(program, elsewhere)
 
 
-def check_sources(program: Program) -> None:
-    """The same for the networks that come from other runs."""
+def _elsewhere(program: Program, workdir: str, names: tuple[str, ...], held: Container[str]) -> list[str]:
+    """The networks that a run's checkpoint does not hold."""
+    missing = [name for name in names or program.recipe.networks if name not in held]
+    for name in missing:
+        if program.recipe.networks[name].init_from == str(workdir):
+            raise ValueError(f"{workdir} does not hold the network '{name}', which it is to come from.")
+    return missing
+
+
+def is_run(source: str | epath.PathLike) -> bool:
+    """Whether a source of parameters is the workdir of a run; else it is published weights."""
+    return '#' not in str(source) and (epath.Path(source).expanduser() / 'checkpoints').is_dir()
+
+
+def check_sources(program: Program, names: Iterable[str] | None = None) -> None:
+    """Refuse networks (of these names) that have not what they would be read from; no array is read yet."""
     for name, network in program.recipe.networks.items():
-        if network.init_from:
+        if not network.init_from or (names is not None and name not in names):
+            continue
+        if is_run(network.init_from):
             check_params(program, network.init_from, names=(name,))
+        else:
+            published.check(network.module, network.init_from, program.layout(name))
 
 
-def _wanted(program: Program, names: tuple[str, ...]) -> dict[str, Any]:
-    """What of a checkpoint makes up networks (none named: all that are trained), by group."""
-    recipe, abstract = program.recipe, program.abstract
-    everything = {**abstract.params, **program.abstract_frozen['networks']}
-    names = names or tuple(abstract.params)
-    averaged = [name for name in names if name in recipe.averaged]
-    wanted = {
-        'ema': {name: abstract.ema[name] for name in averaged},
-        'params': {name: everything[name] for name in names if name not in averaged},
+def check_published(program: Program) -> None:
+    """Refuse a recipe of published weights where some network has none, or not what it needs."""
+    bare = [name for name, network in program.recipe.networks.items() if not network.init_from]
+    if bare:
+        raise ValueError(
+            f"--weights says nothing of the network '{bare[0]}', which would be random; give a folder that "
+            f'holds it as well, or where it is, --config.networks.{bare[0]}.init_from=PATH.'
+        )
+    check_sources(program)
+
+
+def _wanted(
+    program: Program,
+    checkpoints: Checkpoints,
+    step: int | None,
+    names: tuple[str, ...],
+    as_stored: bool = False,
+) -> dict[str, Any]:
+    """What of a checkpoint makes up networks, by group: their averages where it has them.
+
+    It must have those that this recipe trains.
+    """
+    leaves = checkpoints.last_record(step)[1]['leaves']
+    held = {
+        group: {leaf.split('/')[1] for leaf in leaves if leaf.startswith(f'{group}/')} for group in GROUPS
     }
+    wanted: dict[str, Any] = {group: {} for group in GROUPS}
+    for name in names or program.recipe.networks:
+        group = 'ema' if name in held['ema'] else 'params'
+        if name in held[group] or name in program.abstract.params:
+            wanted[group][name] = program.layout(name)
+
+    def stored(path: tuple, like: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        dtype = leaves.get(sharding.path_string(path), (like.dtype,))[0]
+        return jax.ShapeDtypeStruct(like.shape, dtype, sharding=like.sharding)
+
+    if as_stored:
+        wanted = jax.tree_util.tree_map_with_path(stored, canonical(wanted))
     return {group: trees for group, trees in wanted.items() if trees}
 
 
@@ -262,6 +358,15 @@ def sampling_params(program: Program, state: TrainState, frozen: Mapping) -> dic
 def number(step: int) -> np.ndarray:
     """A step's number as the compiled steps take it, always of one type."""
     return np.asarray(step, np.int32)
+
+
+def _kept_in(dtype: str | None, tree: Any) -> Any:
+    """Parameters in the dtype that they are kept in."""
+    if dtype is None:
+        return tree
+    return jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
+    )
 
 
 def _with_sharding(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:

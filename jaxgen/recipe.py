@@ -21,9 +21,10 @@ from flax import linen as nn
 from jax import Array
 
 from jaxgen import keys as random
-from jaxgen.config import Count, Seed, Whole, check, fits, known_keys, plain
+from jaxgen.config import Dtype, check, fits, known_keys, plain
 from jaxgen.objectives import Objective
 from jaxgen.training import ema, guard
+from jaxgen.training.settings import Train
 
 ROOMS = {
     'data': 'data',
@@ -37,45 +38,20 @@ ROOMS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
-    """The numbers of the training loop: counts are in steps, 0 (where it may be) is never."""
-
-    steps: Count
-    batch: Count
-    seed: Seed = 0
-    accumulate: Count = 1
-    threads: Whole = 2
-    flip: bool = False
-    log_every: Count = 50
-    held_out_every: Whole = 0
-    held_out_batches: Count = 8
-    sample_every: Whole = 0
-    sample_batch: Count = 64
-    save_every: Count = 1000
-    keep: Count = 3
-    keep_period: Whole = 0
-    profile: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        counts = all(isinstance(step, int) for step in self.profile)
-        if self.profile and not (
-            counts and len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]
-        ):
-            raise ValueError(f'train.profile is {self.profile}; give the first and the last step to trace.')
-
-
-@dataclasses.dataclass(frozen=True)
 class Network:
-    """A network of a run; `module` is None where the conditioner or the tokenizer holds it.
+    """A network of a run, the conditioner's and the tokenizer's too.
 
-    `trainable` may name what of it is trained, by regexes searched in parameters' paths.
+    `init_from` is another run's workdir or published weights. `trainable` may name what of it is trained, by
+    regexes searched in parameters' paths. `dtype` is what the parameters of one that is not trained are kept
+    in.
     """
 
-    module: nn.Module | None = None
+    module: nn.Module
     init_from: str = ''
     trainable: bool | tuple[str, ...] = True
     ema: bool = True
     rules: tuple = ()
+    dtype: Dtype | None = None
 
     def __post_init__(self) -> None:
         for rule in self.rules:
@@ -107,8 +83,8 @@ class Recipe:
     source: Callable[[str], Any]
     search: Any = None
 
-    def init(self, key: Array) -> dict[str, Any]:
-        """Fresh parameters of every network."""
+    def init(self, key: Array, latent: tuple[int, ...] | None = None) -> dict[str, Any]:
+        """Fresh parameters of every network; latents of a shape (the tokenizer's) must fit them."""
         resolution = self.config['data']['resolution']
         arrays = jax.tree.map(jnp.asarray, self.conditioner.arrays([blank_example(resolution)]))
         params = {
@@ -116,9 +92,9 @@ class Recipe:
             **self.tokenizer.init(random.fold(key, 'tokenizer')),
         }
         cond = self.conditioner.embed(params, arrays, jnp.zeros(1, bool), key[None])
-        inputs = jnp.zeros((1, *self.tokenizer.latent)), jnp.zeros(1), cond
+        inputs = jnp.zeros((1, *(latent or self.tokenizer.latent))), jnp.zeros(1), cond
         for name, network in self.networks.items():
-            if network.module is not None:  # a network that reads something else says what, by `blank`
+            if name not in params:  # a network that reads something else says what, by `blank`
                 blank = getattr(network.module, 'blank', lambda *inputs: inputs)
                 params[name] = network.module.init(random.fold(key, name), *blank(*inputs))['params']
         return params
@@ -189,6 +165,12 @@ def build(config: Mapping[str, Any]) -> Recipe:
                 raise ValueError(
                     f"objective '{config['objective']['name']}' trains the network '{name}', which "
                     f'the config does not have; it has {", ".join(networks) or "none"}.'
+                )
+            if networks[name].dtype and networks[name].trainable:
+                raise ValueError(
+                    f"networks.{name}.dtype is '{networks[name].dtype}', and objective "
+                    f"'{config['objective']['name']}' trains it; what is trained is "
+                    'kept in float32: leave it out.'
                 )
     source = _fitting(source, conditioner, objective, tokenizer.latent)
     known['sampler'] = sampler = (
@@ -367,27 +349,33 @@ def _fitting(
 
 
 def _networks(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Network]:
-    own = (*known['tokenizer'].trains, *known['conditioner'].trains)
-    own += ('model',) if 'model' in config else ()
+    held = {**known['tokenizer'].holds, **known['conditioner'].holds}
+    own = {**held, **({'model': None} if 'model' in config else {})}
     settings = {**{name: {} for name in own}, **config.get('networks', {})}
     networks = {}
     for name, section in settings.items():
-        known_keys(section, ('module', *inspect.signature(Network).parameters), f'section networks.{name}')
+        known_keys(section, inspect.signature(Network).parameters, f'section networks.{name}')
         section = dict(section)
-        module = section.pop('module', config['model'] if name == 'model' else None)
-        if module is not None:
-            if not isinstance(module, Mapping):
-                raise ValueError(f'networks.{name}.module is {module!r}; it must be a section, as model is.')
-            for key in ('channels', 'classes', 'learned_variance') if name == 'model' else ():
-                if key in known and module.get(key, known[key]) != known[key]:
-                    raise ValueError(
-                        f'model.{key} is {module[key]!r}, and the other parts say {known[key]}; leave it out.'
-                    )
-            module = part('model', {'model': module}, known)
-        elif name not in own:
+        given = section.pop('module', config['model'] if name == 'model' else None)
+        if given is not None:
+            module = _module(name, given, known)
+        elif name in held:
+            module = held[name]
+        else:
             raise ValueError(
                 f"networks has '{name}', which no part of this recipe holds (they are: "
                 f'{", ".join(own)}); give networks.{name}.module, or mend its name.'
             )
         networks[name] = call(Network, section, {'module': module}, f'networks.{name}')
     return networks
+
+
+def _module(name: str, section: Any, known: Mapping[str, Any]) -> nn.Module:
+    if not isinstance(section, Mapping):
+        raise ValueError(f'networks.{name}.module is {section!r}; it must be a section, as model is.')
+    for key in ('channels', 'classes', 'learned_variance') if name == 'model' else ():
+        if key in known and section.get(key, known[key]) != known[key]:
+            raise ValueError(
+                f'model.{key} is {section[key]!r}, and the other parts say {known[key]}; leave it out.'
+            )
+    return part('model', {'model': section}, known)

@@ -44,13 +44,32 @@ def displayed(monkeypatch, tmp_path):
     jax.config.update('jax_disable_most_optimizations', False)
 
 
-def test_the_quick_start_runs(displayed, monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)  # as on Colab: no checkout in sight
+def run(notebook, **parameters):
+    """Run the cells, with other parameters; what they named."""
     names = {}
-    for id, cell in cells('quickstart.ipynb').items():
+    for id, cell in cells(notebook).items():
         exec(compile(''.join(cell['source']), id, 'exec'), names)
         if id == 'parameters':
-            names.update(VARIANT='tiny', WORKDIR=str(tmp_path / 'run'))
+            names.update(parameters)
+    return names
+
+
+def test_published_weights_are_drawn_with(displayed, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    names = run('sample_pixart.ipynb')
+    assert all(isinstance(one, Image.Image) for one in displayed) and len(displayed) == 6
+    side = names['side']
+    assert names['images'].shape == (2, side, side, 3) and names['wide'].shape == (side, 2 * side, 3)
+    assert all(
+        image.std() > 1 for image in (*names['images'], *names['turned'], *names['four'], names['again'])
+    )
+    np.testing.assert_array_equal(names['draw'](names['PROMPTS'], seed=0), names['images'])
+
+
+def test_the_quick_start_runs(displayed, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)  # as on Colab: no checkout in sight
+    names = run('quickstart.ipynb', VARIANT='tiny', WORKDIR=str(tmp_path / 'run'))
     printed = capsys.readouterr()
     assert names['trained']['step'] == 3 and 'step 3' in printed.out
     assert '3/3' in printed.err, 'the bar'

@@ -31,7 +31,13 @@ class Captions:
     text: nn.Module
     sizes: bool
     trains: tuple[str, ...] = ('text',)
+    nothing: None = None
     reads: str = 'caption'
+
+    @property
+    def holds(self) -> dict[str, nn.Module]:
+        """The networks that are part of it, by the names of their parameters."""
+        return {'text': self.text}
 
     @property
     def provides(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ class Labels:
 
     classes: int
     trains: tuple[str, ...] = ()
+    holds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    nothing: None = None
     reads: str = 'label'
 
     @property

@@ -1,4 +1,4 @@
-"""Pictures as people have them, made into uint8 RGB squares.
+"""Pictures as people have them, made into uint8 RGB of one size.
 
 Files may be turned (EXIF), grey, 16 bit, paletted, CMYK or see-through; whatever they are, what comes out
 is an upright RGB picture on white.
@@ -29,19 +29,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert('RGB')
 
 
-def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """The picture with its short side `resolution` long; halved by averages first, then bicubic."""
+def fit(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
+    """The picture just covering a square's side, or (height, width); halved by averages, then bicubic."""
+    height, width = sides(size)
     factor = 1
-    while min(image.size) >= 2 * factor * resolution:
+    while min(image.height / height, image.width / width) >= 2 * factor:
         factor *= 2
     if factor > 1:
         image = image.reduce(factor)
-    scale = resolution / min(image.size)
-    size = tuple(max(resolution, round(side * scale)) for side in image.size)
-    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+    scale = max(height / image.height, width / image.width)
+    fitted = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    return image if fitted == image.size else image.resize(fitted, Image.Resampling.BICUBIC)
 
 
-def crop(image: Image.Image, resolution: int, along: float = 0.5) -> np.ndarray:
-    """A square of a picture that `fit` made; `along` in [0, 1] says where on the long side it lies."""
-    left, top = (round((side - resolution) * along) for side in image.size)
-    return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
+def crop(image: Image.Image, size: int | tuple[int, int], along: float = 0.5) -> np.ndarray:
+    """A part of a picture that `fit` made; `along` in [0, 1] says where on the long side it lies."""
+    height, width = sides(size)
+    left, top = round((image.width - width) * along), round((image.height - height) * along)
+    return np.asarray(image.crop((left, top, left + width, top + height)))
+
+
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width; one number is a square."""
+    return (size, size) if isinstance(size, int) else size

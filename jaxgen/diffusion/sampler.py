@@ -77,6 +77,10 @@ class DiffusionSampler:
             for name, value in values.items()
         }
 
+    def at(self, shape: tuple[int, ...]) -> 'DiffusionSampler':
+        """The same for latents of another shape."""
+        return dataclasses.replace(self, shape=tuple(shape))
+
     def denoiser(self, params: Mapping[str, Any]) -> Denoiser:
         """The plain denoiser of the recipe's network."""
 

@@ -17,8 +17,10 @@ from tqdm import tqdm
 
 from jaxgen import pictures
 from jaxgen.data import images as files
-from jaxgen.generate import Canvas, make_generator
-from jaxgen.program import Program, assemble, check_params, load_params
+from jaxgen.features import NAME as TEXT
+from jaxgen.features import Features, ahead
+from jaxgen.generate import Canvas, drawn_size, make_generator
+from jaxgen.program import Program, assemble, check_params, check_published, is_run, load_params
 from jaxgen.recipe import Recipe
 from jaxgen.training.telemetry import write_json
 
@@ -36,6 +38,8 @@ class Order:
     negative: Mapping[str, Any] | None
     knobs: Mapping[str, jax.Array]
     canvas: Canvas | None
+    size: tuple[int, int] | None
+    drawn: tuple[int, int] | None
 
 
 def check(
@@ -52,6 +56,9 @@ def check(
     init: str = '',
     mask: str = '',
     start: float | None = None,
+    size: str = '',
+    exact: bool = False,
+    weights: str = '',
     trained: bool = False,
 ) -> Order:
     """Refuse what `run` could not do, before anything is compiled. `trained`: a checkpoint is yet to come."""
@@ -68,11 +75,22 @@ def check(
     settings = recipe.sampler.knobs(**parse_knobs(knobs))
     recipe.ema.check_chosen(ema)
     against = recipe.conditioner.example(negative) if negative else None
-    canvas = _canvas(recipe.config['data']['resolution'], init, mask, start)
+    asked = _size(size)
+    drawn = drawn_size(recipe, asked, exact)
+    canvas = _canvas(drawn or (recipe.config['data']['resolution'],) * 2, init, mask, start)
     program = assemble(recipe)
-    if not trained:
+    if weights and not trained:
+        if is_run(workdir):
+            raise ValueError(
+                f'{workdir} holds a run, and --weights asks for others; leave --weights out to draw from the '
+                'run, or give another --workdir.'
+            )
+        if checkpoint is not None or ema is not None:
+            raise ValueError('--checkpoint and --ema are of a run; published weights have neither.')
+        check_published(program)
+    elif not trained:
         check_params(program, workdir, checkpoint)
-    return Order(program, examples, against, settings, canvas)
+    return Order(program, examples, against, settings, canvas, asked, drawn)
 
 
 def run(
@@ -89,12 +107,18 @@ def run(
     init: str = '',
     mask: str = '',
     start: float | None = None,
+    size: str = '',
+    exact: bool = False,
+    weights: str = '',
+    trained: bool = False,
 ) -> dict[str, Any]:
     """Draw `count` pictures of each prompt (or label); returns what `sample.json` holds of this call.
 
     Without prompts, the metric's first ones are drawn, or the held-out split's. Image i of prompt j has
-    seed `seed + j * count + i`, whatever it is batched with.
+    seed `seed + j * count + i`, whatever it is batched with. Networks come from the workdir's checkpoint, or
+    from published weights where those are given and nothing was trained from them before.
     """
+    published = weights and not trained
     order = check(
         recipe,
         workdir,
@@ -109,17 +133,34 @@ def run(
         init,
         mask,
         start,
+        size,
+        exact,
+        weights,
+        trained,
     )
     workdir, program = epath.Path(workdir), order.program
-    step, params = load_params(program, workdir, checkpoint, width=ema)
     examples = [example for example in order.examples or _own(recipe) for _ in range(count)]
     seeds = [seed + i for i in range(len(examples))]
-    negatives = [order.negative] * len(examples) if order.negative else None
+    against = order.negative or recipe.conditioner.nothing
+    negatives = [against] * len(examples) if against else None
+    captions = [recipe.conditioner.describe(example) for example in examples]
+
+    def load(names: Sequence[str]) -> tuple[int | None, Mapping[str, Any]]:
+        if published:
+            return None, program.loaded(names)
+        return load_params(program, workdir, checkpoint, tuple(names), ema)
+
+    names = list(recipe.networks)
+    if ahead(recipe):
+        names.remove(TEXT)
+        read = Features(program, lambda names: load(names)[1])
+        examples, negatives = read(examples), negatives and read(negatives)
+    step, params = load(names)
     first = _next_number(workdir / 'samples')
-    generate = make_generator(recipe, program.mesh, recipe.train.sample_batch)
+    batch, drawn = recipe.train.sample_batch, order.drawn
+    generate = make_generator(recipe, program.mesh, batch, size=drawn, cut=order.size)
     with tqdm(total=len(examples), desc='sample', unit='image') as bar:
         images = generate(params, examples, seeds, order.knobs, negatives, bar.update, order.canvas)
-    captions = [recipe.conditioner.describe(example) for example in examples]
     record = {
         'config': recipe.config,
         'checkpoint': step,
@@ -131,6 +172,9 @@ def run(
         'init': init,
         'mask': mask,
         'start': start,
+        'size': order.size,
+        'drawn': order.drawn,
+        'weights': weights if published else '',
         'files': [f'samples/{first + i:05d}.png' for i in range(len(images))],
         'grid': f'samples/grid_{first:05d}.png' if first else 'samples/grid.png',
     }
@@ -193,8 +237,18 @@ def _own(recipe: Recipe) -> list[dict[str, Any]]:
     return [source[i] for i in range(min(16, len(source)))]
 
 
-def _canvas(resolution: int, init: str, mask: str, start: float | None) -> Canvas | None:
-    """The picture to start from, cut to the recipe's square."""
+def _size(text: str) -> tuple[int, int] | None:
+    """'HEIGHTxWIDTH', or one number for both."""
+    if not text:
+        return None
+    sides = text.lower().split('x')
+    if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) <= 2**14 for side in sides):
+        raise ValueError(f"--size is '{text}'; write HEIGHTxWIDTH in pixels, as --size=1344x768.")
+    return int(sides[0]), int(sides[-1])
+
+
+def _canvas(size: tuple[int, int], init: str, mask: str, start: float | None) -> Canvas | None:
+    """The picture to start from, cut to what is drawn."""
     if not init and (mask or start is not None):
         raise ValueError('--mask and --start are of a picture to start from; give it as --init=picture.png.')
     if not init:
@@ -203,17 +257,17 @@ def _canvas(resolution: int, init: str, mask: str, start: float | None) -> Canva
         raise ValueError(f'start is {start}; it is the share of the noise to begin with, in (0, 1].')
     if not mask and start in (None, 1):
         raise ValueError('nothing of --init would be kept; give --mask, or --start below 1.')
-    image = _picture(init, resolution)
-    painted = None if not mask else _picture(mask, resolution).mean(-1) > 127
+    image = _picture(init, size)
+    painted = None if not mask else _picture(mask, size).mean(-1) > 127
     return Canvas(image, painted, np.float32(1 if start is None else start))
 
 
-def _picture(path: str, resolution: int) -> np.ndarray:
+def _picture(path: str, size: tuple[int, int]) -> np.ndarray:
     try:
         image = files.decode(epath.Path(path).expanduser().read_bytes())
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f'the picture {path} cannot be read: {error}.') from None
-    return files.crop(files.fit(image, resolution), resolution)
+    return files.crop(files.fit(image, size), size)
 
 
 def _next_number(folder: epath.Path) -> int:

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxgen.layers.compress import Compress
 from jaxgen.layers.linear import Initializer, Linear, xavier, xavier_fused
-from jaxgen.layers.modulation import layer_norm
+from jaxgen.layers.modulation import layer_norm, rms_norm
 from jaxgen.layers.rope import rotate
 
 IMPLEMENTATIONS = ('einsum', 'float32', 'xla', 'cudnn')
@@ -81,8 +81,8 @@ def attention(
 class SelfAttention(nn.Module):
     """Multi-head attention of a sequence to itself.
 
-    `qk_norm` layer-normalises whole queries and keys. `compress` > 1 lets keys and values be a coarser grid,
-    and then needs `grid`. `rope` are angles [L, K / 2].
+    `qk_norm` layer-normalises whole queries and keys, `head_norm` RMS-normalises those of each head.
+    `compress` > 1 lets keys and values be a coarser grid, and then needs `grid`. `rope` are angles [L, K / 2].
     """
 
     heads: int
@@ -90,6 +90,7 @@ class SelfAttention(nn.Module):
     compress: int = 1
     sampling: str = 'conv'
     implementation: str | None = None
+    head_norm: bool = False
 
     @nn.compact
     def __call__(
@@ -120,6 +121,9 @@ class SelfAttention(nn.Module):
             k, v = Compress(self.compress, self.sampling, name='compress')((k, v), grid)
         if whole:
             q, k, v = (a.reshape(*a.shape[:2], *heads) for a in (q, k, v))
+        if self.head_norm:
+            q = rms_norm(dtype=q.dtype, name='query_head_norm')(q)
+            k = rms_norm(dtype=k.dtype, name='key_head_norm')(k)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         return _attend(q, k, v, mask, causal, self.implementation, xavier)

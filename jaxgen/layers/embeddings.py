@@ -20,12 +20,16 @@ from jaxgen.layers.linear import Linear
 SINUSOIDS = 256
 
 
-def sinusoids(t_B: jax.Array, width: int, max_period: float = 10000.0) -> jax.Array:
-    """[...] -> [..., width], cosines first, float32."""
+def sinusoids(t_B: jax.Array, width: int, max_period: float = 10000.0, frequency_shift: int = 0) -> jax.Array:
+    """[...] -> [..., width], cosines first, float32.
+
+    Frequencies fall from 1 towards 1 / max_period, which with a `frequency_shift` of 1 is the last of them.
+    """
     if width % 2:
         raise ValueError(f'sinusoids need an even width, not {width}')
     half = width // 2
-    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    last = half - frequency_shift
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / last)
     angles = t_B.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -34,12 +38,13 @@ class TimeEmbedding(nn.Module):
     """Sinusoids through a two-layer SiLU MLP: [...] -> [..., features], float32."""
 
     features: int
+    frequency_shift: int = 0
 
     @nn.compact
     def __call__(self, t_B: jax.Array) -> jax.Array:
         init = nn.initializers.normal(0.02)
         hidden = Linear(self.features, kernel_init=init, precision='highest', name='up')(
-            sinusoids(t_B, SINUSOIDS)
+            sinusoids(t_B, SINUSOIDS, frequency_shift=self.frequency_shift)
         )
         return Linear(self.features, kernel_init=init, precision='highest', name='down')(jax.nn.silu(hidden))
 

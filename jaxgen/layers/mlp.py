@@ -1,11 +1,13 @@
 """Feed-forward halves of a block.
 
-GELU comes in two flavours that differ by up to 5e-4: the tanh approximation, which is also by far the faster
-one on TPU, and the exact erf. A network says which one its paper has. SwiGLU is Shazeer, "GLU Variants
-Improve Transformer", 2002.05202.
+GELU comes in two flavours that differ by up to 5e-4, the tanh approximation, which is also by far the faster
+one on TPU, and the exact erf; and there is CLIP's 'quick' one, x sigmoid(1.702 x), up to 2e-2 off. A network
+says which one its paper has. SwiGLU is Shazeer, "GLU Variants Improve Transformer", 2002.05202.
 """
 
 # B batch, L tokens, D width
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -13,9 +15,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxgen.layers.linear import Initializer, Linear, xavier
 
+GELUS = {
+    'tanh': jax.nn.gelu,
+    'erf': functools.partial(jax.nn.gelu, approximate=False),
+    'quick': lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear; `gelu` is 'tanh' or 'erf'."""
+    """Linear, GELU, Linear; `gelu` is 'tanh', 'erf' or 'quick'."""
 
     hidden: int
     features: int
@@ -24,12 +32,11 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        if self.gelu not in ('tanh', 'erf'):
-            raise ValueError(f"gelu is {self.gelu!r}; choose 'tanh' or 'erf'")
+        if self.gelu not in GELUS:
+            raise ValueError(f'gelu is {self.gelu!r}; choose from {tuple(GELUS)}')
         hidden = Linear(self.hidden, kernel_init=self.kernel_init, name='up')(x_BLD)
         hidden = checkpoint_name(hidden, 'mlp_hidden')
-        hidden = jax.nn.gelu(hidden, approximate=self.gelu == 'tanh')
-        return Linear(self.features, kernel_init=self.kernel_init, name='down')(hidden)
+        return Linear(self.features, kernel_init=self.kernel_init, name='down')(GELUS[self.gelu](hidden))
 
 
 class SwiGlu(nn.Module):
@@ -38,9 +45,13 @@ class SwiGlu(nn.Module):
     hidden: int
     features: int
     use_bias: bool = False
+    kernel_init: Initializer = xavier  # of the gate and the projection beside it
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        gate = checkpoint_name(Linear(self.hidden, use_bias=self.use_bias, name='gate')(x_BLD), 'mlp_hidden')
-        up = checkpoint_name(Linear(self.hidden, use_bias=self.use_bias, name='up')(x_BLD), 'mlp_hidden')
+        gate, up = (
+            Linear(self.hidden, use_bias=self.use_bias, kernel_init=self.kernel_init, name=name)(x_BLD)
+            for name in ('gate', 'up')
+        )
+        gate, up = checkpoint_name(gate, 'mlp_hidden'), checkpoint_name(up, 'mlp_hidden')
         return Linear(self.features, use_bias=self.use_bias, name='down')(jax.nn.silu(gate) * up)

@@ -17,13 +17,23 @@ METHODS = ('bilinear', 'bicubic')
 
 
 def resize(
-    x: jax.Array, size: tuple[int, int], method: str = 'bicubic', *, antialias: bool = False
+    x: jax.Array,
+    size: tuple[int, int],
+    method: str = 'bicubic',
+    *,
+    antialias: bool = False,
+    offset: float = 0.0,
 ) -> jax.Array:
-    """[..., height, width, channels] -> [..., *size, channels], computed in float32."""
+    """[..., height, width, channels] -> [..., *size, channels], computed in float32.
+
+    `offset` reads the input as if the output were larger by it, as DINO's code does to its position table.
+    """
     if method not in METHODS:
         raise ValueError(f'resize method {method!r} is unknown; choose from {METHODS}')
     make = _antialiased if antialias else _plain
-    rows, columns = (make(length, out, method) for length, out in zip(x.shape[-3:-1], size))
+    rows, columns = (
+        make(length, out, method, length / (out + offset)) for length, out in zip(x.shape[-3:-1], size)
+    )
     y = x.astype(jnp.float32)
     y = jnp.einsum('oi,...iwc->...owc', rows, y, precision='highest')
     y = jnp.einsum('oi,...hic->...hoc', columns, y, precision='highest')
@@ -44,10 +54,10 @@ def _triangle(x: np.ndarray) -> np.ndarray:
     return np.maximum(1.0 - np.abs(x), 0.0)
 
 
-def _plain(length: int, out: int, method: str) -> np.ndarray:
+def _plain(length: int, out: int, method: str, scale: float) -> np.ndarray:
     """The matrix [O, I] that samples a kernel one input pixel wide, the border repeated."""
     kernel, reach = (_cubic(-0.75), 2) if method == 'bicubic' else (_triangle, 1)
-    centres = (np.arange(out) + 0.5) * (length / out) - 0.5
+    centres = (np.arange(out) + 0.5) * scale - 0.5
     matrix = np.zeros((out, length))
     for tap in range(1 - reach, 1 + reach):
         position = np.floor(centres) + tap
@@ -56,10 +66,9 @@ def _plain(length: int, out: int, method: str) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-def _antialiased(length: int, out: int, method: str) -> np.ndarray:
+def _antialiased(length: int, out: int, method: str, scale: float) -> np.ndarray:
     """The matrix [O, I] of a kernel no narrower than an output pixel, cut off at the border."""
     kernel, reach = (_cubic(-0.5), 2) if method == 'bicubic' else (_triangle, 1)
-    scale = length / out
     stretch = max(scale, 1.0)
     centres = (np.arange(out) + 0.5) * scale
     first = np.maximum((centres - reach * stretch + 0.5).astype(int), 0)

@@ -7,13 +7,13 @@ the identity. A block exposes 'attention' and 'mlp', its two halves before their
 
 # B batch, L tokens, D width, H height, W width of the input, C channels
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.config import Count, Depth, Dtype, Size
+from jaxgen.config import Count, Depth, Dtype, Positive, Size
 from jaxgen.layers.attention import SelfAttention
 from jaxgen.layers.embeddings import LabelEmbedding, TimeEmbedding, position_table
 from jaxgen.layers.linear import Linear, zeros
@@ -31,6 +31,7 @@ class DiTBlock(nn.Module):
     """Attention and MLP, each normalised, modulated and gated by the condition."""
 
     heads: int
+    norm_epsilon: float
     implementation: str | None = None
 
     @nn.compact
@@ -48,7 +49,8 @@ class DiTBlock(nn.Module):
         h = SelfAttention(self.heads, implementation=self.implementation, name='attention')(h)
         expose(self, 'attention', h)
         x_BLD = x_BLD + gate_attention * h
-        h = modulate(layer_norm(affine=False)(x_BLD), shift_mlp, scale_mlp).astype(x_BLD.dtype)
+        normed = layer_norm(affine=False, epsilon=self.norm_epsilon)(x_BLD)
+        h = modulate(normed, shift_mlp, scale_mlp).astype(x_BLD.dtype)
         h = Mlp(4 * width, width, name='mlp')(h)
         expose(self, 'mlp', h)
         return x_BLD + gate_mlp * h
@@ -81,6 +83,10 @@ class DiT(nn.Module):
     channels: int
     classes: int
     learned_variance: bool
+    discard_variance: bool
+    base_size: int | None
+    frequency_shift: int
+    norm_epsilon: float
     dtype: Any
     attention: str | None
     scan: bool
@@ -100,20 +106,21 @@ class DiT(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
         grid = grid_of(x_BHWC, self.patch)
         x_BLD = PatchEmbed(self.width, self.patch, name='patch')(x_BHWC.astype(self.dtype))
-        x_BLD = (x_BLD + position_table(grid, self.width)).astype(self.dtype)
+        x_BLD = (x_BLD + position_table(grid, self.width, base_size=self.base_size)).astype(self.dtype)
         label_BD = LabelEmbedding(self.classes, self.width, name='label')(cond['label'], cond['drop'])
-        c_BD = TimeEmbedding(self.width, name='time')(t_B) + label_BD
+        c_BD = TimeEmbedding(self.width, self.frequency_shift, name='time')(t_B) + label_BD
 
-        block = DiTBlock(self.heads, self.attention, parent=None)
+        block = DiTBlock(self.heads, self.norm_epsilon, self.attention, parent=None)
         stack = Stack((Segment(block, self.depth),), self.scan, self.remat, name='blocks')
         x_BLD, features, memory = stack(
             x_BLD, c_BD, memory=memory, per_layer=per_layer, capture=capture, train=train
         )
-        channels = self.channels * (2 if self.learned_variance else 1)
+        channels = self.channels * (2 if self.learned_variance or self.discard_variance else 1)
         x_BLD = FinalLayer(self.patch**2 * channels, name='final')(x_BLD, c_BD)
         # Sharded as its kernel the output would be gathered whole to be unpatchified.
         x_BLD = constrain(x_BLD)
-        return unpatchify(x_BLD, grid, self.patch).astype(jnp.float32), features, memory
+        out_BHWC = unpatchify(x_BLD, grid, self.patch).astype(jnp.float32)
+        return out_BHWC[..., : self.channels] if self.discard_variance else out_BHWC, features, memory
 
 
 def build(
@@ -122,6 +129,10 @@ def build(
     channels: Size = 4,
     classes: Count = 1000,
     learned_variance: bool = True,
+    discard_variance: bool = False,
+    base_size: Size | None = None,
+    frequency_shift: Literal[0, 1] = 0,
+    norm_epsilon: Positive = 1e-6,
     dtype: Dtype = 'float32',
     attention: str | None = None,
     scan: bool = True,
@@ -130,9 +141,17 @@ def build(
     depth: Depth | None = None,
     heads: Size | None = None,
 ) -> DiT:
-    """A DiT of a published size; hidden, depth and heads override it. `dtype` is what it computes in."""
+    """A DiT of a published size; hidden, depth and heads override it. `dtype` is what it computes in.
+
+    With `base_size`, the side in tokens of the square grid it was trained at, another grid spans the same
+    positions; without, positions count tokens. diffusers computes its DiT with a `frequency_shift` of 1 in
+    the embedding of time and, in its published folders, a `norm_epsilon` (that before the MLP) of 1e-5.
+    `discard_variance`: the outputs for a variance are there and thrown away, as in SiT's published weights.
+    """
     if size not in SIZES:
         raise ValueError(f'DiT has no size {size!r}; choose from {sorted(SIZES)}')
+    if learned_variance and discard_variance:
+        raise ValueError('a variance is learned or discarded: set one of learned_variance, discard_variance')
     size_depth, size_hidden, size_heads = SIZES[size]
     return DiT(
         depth=depth or size_depth,
@@ -142,6 +161,10 @@ def build(
         channels=channels,
         classes=classes,
         learned_variance=learned_variance,
+        discard_variance=discard_variance,
+        base_size=base_size,
+        frequency_shift=frequency_shift,
+        norm_epsilon=norm_epsilon,
         dtype=jnp.dtype(dtype),
         attention=attention,
         scan=scan,

@@ -21,12 +21,20 @@ class Pixels:
     resolution: int
     fold: int
     trains: tuple[str, ...] = ()
+    holds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def latent(self) -> tuple[int, int, int]:
         """The shape of one example's latents."""
-        side = self.resolution // self.fold
-        return side, side, 3 * self.fold**2
+        return self.latent_of(self.resolution, self.resolution)
+
+    def latent_of(self, height: int, width: int) -> tuple[int, int, int]:
+        """The shape of the latents of an image of any size."""
+        if height % self.fold or width % self.fold:
+            raise ValueError(
+                f'an image of {height} x {width} does not fold by {self.fold}; both sides must divide.'
+            )
+        return height // self.fold, width // self.fold, 3 * self.fold**2
 
     def init(self, key: Array) -> dict[str, Any]:
         """Pixels have no network."""
@@ -42,10 +50,15 @@ class Pixels:
 
     def decode(self, params: Mapping[str, Any], latents: Array) -> Array:
         """Images of uint8."""
-        if self.fold > 1:
-            batch, rows, columns, width = latents.shape
-            latents = unpatchify(latents.reshape(batch, rows * columns, width), (rows, columns), self.fold)
-        return jnp.clip(jnp.round((latents + 1) * 127.5), 0, 255).astype(jnp.uint8)
+        pixels = self.pixels(params, latents)
+        return jnp.clip(jnp.round((pixels + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+    def pixels(self, params: Mapping[str, Any], latents: Array) -> Array:
+        """Images in [-1, 1], give or take."""
+        if self.fold == 1:
+            return latents
+        batch, rows, columns, width = latents.shape
+        return unpatchify(latents.reshape(batch, rows * columns, width), (rows, columns), self.fold)
 
 
 def build(resolution: Size, fold: Size = 1) -> Pixels:

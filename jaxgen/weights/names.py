@@ -2,20 +2,24 @@
 
 A row pairs one published name with one or several of our paths (a fused projection is several) and says
 how the arrays turn into each other. `{i}` stands for the layer in both; in our trees layers are stacked
-segment by segment, which is undone and redone here. What does not fit is reported at once, with the
-nearest names.
+segment by segment, which is undone and redone here. Whether all of it fits is known from names and shapes,
+before an array is read; what does not is reported at once, with the nearest names.
 """
 
 import dataclasses
 import difflib
+import fnmatch
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.layers.stack import recut
+from jaxgen.weights.loading import fetched, filled
+from jaxgen.weights.safetensors import Entry
+from jaxgen.weights.trees import Leaf, fewest_segments, leaves
 
 Tree = Any
 Arrays = dict[str, np.ndarray]
@@ -23,7 +27,11 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How one published array becomes ours (one or several) and back."""
+    """How one published array becomes ours (one or several) and back.
+
+    A matter of layout alone, also right for an array of one repeated value: shapes are asked for that way.
+    Best made of views, as nothing is then copied before it lies where it belongs.
+    """
 
     to_ours: Callable[[np.ndarray], tuple[np.ndarray, ...]]
     to_theirs: Callable[..., np.ndarray]
@@ -34,7 +42,8 @@ class Row:
     """One published name and what it is here.
 
     `optional` rows may be absent (a part that not every checkpoint has). A row with `{i}` in the published
-    name alone is repeated there in every layer.
+    name alone is repeated there in every layer. Where several rows have the same path, the published names
+    are alternatives: any may be read (if several are there they must agree), the first row's is written.
     """
 
     theirs: str
@@ -52,7 +61,8 @@ class Row:
 class NameMap:
     """A table of rows.
 
-    `ignored` are published names that hold nothing learned, `ours_only` our paths that the layout lacks.
+    `ignored` are published names that hold nothing wanted here (`*` stands for anything), `ours_only` our
+    paths that the layout lacks.
     """
 
     rows: tuple[Row, ...]
@@ -62,6 +72,10 @@ class NameMap:
 
 SAME = Transform(lambda a: (a,), lambda a: a)
 MATRIX = Transform(lambda a: (a.T,), lambda a: a.T)
+# A convolution [out, in, row, column] <-> [row, column, in, out].
+CONV = Transform(lambda a: (a.transpose(2, 3, 1, 0),), lambda a: a.transpose(3, 2, 0, 1))
+# A matrix that is published as a convolution of one pixel.
+CONV_1X1 = Transform(lambda a: (a[:, :, 0, 0].T,), lambda a: a.T[:, :, None, None])
 # A depthwise convolution [channel, 1, row, column] <-> [row, column, channel].
 DEPTHWISE = Transform(lambda a: (a[:, 0].transpose(1, 2, 0),), lambda a: a.transpose(2, 0, 1)[:, None])
 
@@ -104,190 +118,237 @@ def norm(theirs: str, ours: str, optional: bool = False) -> tuple[Row, Row]:
     )
 
 
-def to_jaxgen(table: NameMap, published: Mapping[str, np.ndarray], like: Tree = None) -> Tree:
-    """A parameter tree from published arrays.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What one of our arrays (of one layer) is made of, and the shape it will have."""
 
-    With `like` (arrays or ShapeDtypeStructs) the result has its layout and dtypes and every leaf is
-    checked; leaves that the published layout lacks are taken from it. Without, layers are cut into the
-    fewest segments.
-    """
-    flat, problems, unexpected = _translated(table, published)
-    expected = None if like is None else unstack(like)
-    if expected is None:
-        missing = _missing_rows(table, published)
-    else:
-        own = {path for path in expected if path in table.ours_only and path not in flat}
-        for path in own:
-            if isinstance(expected[path], jax.ShapeDtypeStruct):
-                problems.append(f'this layout has no {path!r}: give its value in `like`')
-            flat[path] = expected[path]
-        missing = sorted({_their_name(table, path) for path in expected if path not in flat})
-        unexpected += sorted({_their_name(table, path) for path in flat if path not in expected})
-        problems += [
-            f"{_their_name(table, path)}: becomes {flat[path].shape} but the network's {path} is {leaf.shape}"
-            for path, leaf in expected.items()
-            if path in flat and flat[path].shape != leaf.shape
-        ]
-    _report(problems, missing, unexpected)
-    if expected is None:
-        return restack(flat)
-    flat = {path: np.asarray(flat[path], leaf.dtype) for path, leaf in expected.items()}
-    return recut(restack(flat), like)
+    name: str
+    row: Row
+    part: int
+    shape: tuple[int, ...]
+    published: np.ndarray
 
-
-def to_published(table: NameMap, tree: Tree) -> Arrays:
-    """The published arrays of a parameter tree."""
-    flat = {path: np.asarray(leaf) for path, leaf in unstack(tree).items()}
-    published: Arrays = {}
-    used: set[str] = set()
-    layers = 1 + max((int(m[1]) for path in flat if (m := re.search(r'stack/(\d+)/', path))), default=-1)
-    missing = []
-    for row in table.rows:
-        for i in range(layers) if '{i}' in row.theirs else [None]:
-            paths = [_fill(path, i) for path in row.ours]
-            absent = [path for path in paths if path not in flat]
-            if not absent:
-                published[_fill(row.theirs, i)] = row.transform.to_theirs(*(flat[path] for path in paths))
-                used.update(paths)
-            elif not row.optional or len(absent) < len(paths):
-                missing += absent
-    unexpected = [path for path in flat if path not in used and path not in table.ours_only]
-    _report([], missing, unexpected)
-    return published
-
-
-def unstack(tree: Tree) -> dict[str, Any]:
-    """{'a/stack/<layer>/b': leaf} of a tree; ShapeDtypeStructs stay abstract."""
-    flat: dict[str, Any] = {}
-    for prefix, node in _nodes(tree):
-        if not isinstance(node, _Stacked):
-            flat[prefix] = node
-            continue
-        start = 0
-        for number in range(len(node.segments)):
-            leaves = dict(_nodes(node.segments[str(number)]))
-            length = next(iter(leaves.values())).shape[0]
-            for path, leaf in leaves.items():
-                for layer in range(length):
-                    flat[f'{prefix}/{start + layer}/{path}'] = _layer_of(leaf, layer)
-            start += length
-    return flat
-
-
-def restack(flat: Mapping[str, np.ndarray]) -> Tree:
-    """The inverse of unstack, with the fewest segments."""
-    tree: dict[str, Any] = {}
-    layers: dict[str, dict[int, Arrays]] = {}
-    for path, leaf in flat.items():
-        found = re.fullmatch(r'((?:.*?/)?stack)/(\d+)/(.*)', path)
-        if found:
-            layers.setdefault(found[1], {}).setdefault(int(found[2]), {})[found[3]] = leaf
-        else:
-            _put(tree, path, leaf)
-    for prefix, by_layer in layers.items():
-        groups: list[list[Arrays]] = []
-        for layer in sorted(by_layer):
-            if groups and _signature(groups[-1][0]) == _signature(by_layer[layer]):
-                groups[-1].append(by_layer[layer])
-            else:
-                groups.append([by_layer[layer]])
-        for number, group in enumerate(groups):
-            for path in group[0]:
-                _put(tree, f'{prefix}/{number}/{path}', np.stack([leaves[path] for leaves in group]))
-    return tree
+    def read(self) -> np.ndarray:
+        """The array, a view on the published one where the transform is."""
+        return self.row.transform.to_ours(np.asarray(self.published))[self.part]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stacked:
-    segments: dict[str, Tree]
+class Match:
+    """What a table makes of published arrays, by names and shapes."""
+
+    sources: dict[str, Source]
+    copies: list[tuple[str, Source]]  # of what another name gives already
+    ignored: list[str]
+    unexpected: list[str]
+    problems: list[str]
+
+    @property
+    def used(self) -> set[str]:
+        """The published names that are read."""
+        return {source.name for source in self.sources.values()} | {copy.name for _, copy in self.copies}
 
 
-def _nodes(tree: Tree, prefix: str = '') -> list[tuple[str, Any]]:
-    nodes: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        path = f'{prefix}{key}'
-        if key == 'stack':
-            nodes.append((path, _Stacked(value)))
-        elif isinstance(value, Mapping):
-            nodes += _nodes(value, f'{path}/')
-        else:
-            nodes.append((path, value))
-    return nodes
+def match(table: NameMap, published: Mapping[str, np.ndarray]) -> Match:
+    """The rows of a table that published arrays belong to."""
+    rows: dict[str, Row] = {}
+    for row in table.rows:
+        rows.setdefault(row.theirs, row)
+    ignored = re.compile('|'.join(fnmatch.translate(name.replace('{i}', '[0-9]*')) for name in table.ignored))
+    found = Match({}, [], [], [], [])
+    for name, array in published.items():
+        row, layer = next(((rows[p], layer) for p, layer in _patterns(name) if p in rows), (None, None))
+        if row is None:
+            skipped = table.ignored and ignored.match(name)
+            (found.ignored if skipped else found.unexpected).append(name)
+            continue
+        try:
+            shapes = [ours.shape for ours in row.transform.to_ours(_hollow(array.shape))]
+        except (ValueError, IndexError) as error:
+            found.problems.append(f'{name} of shape {array.shape}: {error}')
+            continue
+        for part, (path, shape) in enumerate(zip(row.ours, shapes)):
+            path, source = _fill(path, layer), Source(name, row, part, shape, array)
+            if path in found.sources:
+                found.copies.append((path, source))
+            else:
+                found.sources[path] = source
+    return found
 
 
-def _layer_of(leaf: Any, layer: int) -> Any:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-    return np.asarray(leaf)[layer]
+def to_jaxgen(table: NameMap, published: Mapping[str, np.ndarray], like: Tree = None) -> Tree:
+    """A parameter tree from published arrays.
+
+    With `like` (arrays or ShapeDtypeStructs) the result has its layout, dtypes and shardings and every leaf
+    is checked; leaves that the published layout lacks are taken from it. Without, layers are cut into the
+    fewest segments of NumPy arrays.
+    """
+    found = match(table, published)
+    check(table, found, like)
+    if like is None:
+        like = fewest_segments(
+            {path: jax.ShapeDtypeStruct(s.shape, s.published.dtype) for path, s in found.sources.items()}
+        )
+    return fill(found, like)
 
 
-def _put(tree: dict[str, Any], path: str, leaf: np.ndarray) -> None:
-    *parents, name = path.split('/')
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[name] = leaf
+def fill(found: Match, like: Tree) -> Tree:
+    """The tree, once it is checked; leaves that the published layout lacks stay what they are."""
+
+    def value(leaf: Leaf) -> Any:
+        sources = [found.sources[path] for path in leaf.paths if path in found.sources]
+        if not sources:
+            return leaf.value
+        return filled(leaf.value, [source.read for source in sources], leaf.stacked)
+
+    return jax.tree.structure(like).unflatten(map(value, leaves(like)))
 
 
-def _signature(leaves: Arrays) -> dict[str, tuple]:
-    return {path: (leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+def lacks(table: NameMap, found: Match, leaf: Leaf) -> bool:
+    """Whether a leaf is one that the published layout does not have, nor has to."""
+    return all(path in table.ours_only and path not in found.sources for path in leaf.paths)
+
+
+def check(table: NameMap, found: Match, like: Tree = None) -> None:
+    """Refuse published arrays that do not make a tree like this one, with everything that is wrong."""
+    problems, unexpected = list(found.problems), list(found.unexpected)
+    for path, copy in found.copies:
+        first = found.sources[path]
+        if copy.shape != first.shape or not np.array_equal(copy.read(), first.read()):
+            problems.append(f'{copy.name}: differs from {first.name}, but {path} is one for all')
+    if like is None:
+        _refuse(problems, _missing_rows(table, found), unexpected)
+        return
+    missing, wanted = set(), set()
+    for leaf in leaves(like):
+        wanted.update(leaf.paths)
+        if lacks(table, found, leaf):
+            if isinstance(leaf.value, jax.ShapeDtypeStruct):
+                problems.append(f'this layout has no {leaf.paths[0]!r}: give its value in `like`')
+            continue
+        for path in leaf.paths:
+            source = found.sources.get(path)
+            if source is None:
+                missing.add(_their_name(table, path))
+            elif source.shape != leaf.shape:
+                problems.append(
+                    f"{source.name}: becomes {source.shape} but the network's {path} is {leaf.shape}"
+                )
+    unexpected += sorted({source.name for path, source in found.sources.items() if path not in wanted})
+    _refuse(problems, sorted(missing), unexpected)
+
+
+def entries(table: NameMap, tree: Tree, dtype: str | None = None) -> list[Entry]:
+    """The published arrays of a parameter tree as a writer takes them, in its own or another floating dtype.
+
+    Each is fetched from the devices when it is made, of a stack one layer. An abstract tree gives names,
+    shapes and dtypes alone.
+    """
+    slots = {
+        path: (leaf, layer if leaf.stacked else None)
+        for leaf in leaves(tree)
+        for layer, path in enumerate(leaf.paths)
+    }
+    published: list[Entry] = []
+    written: set[str] = set()
+    missing: list[str] = []
+    for row, layers in zip(table.rows, _layers_of_rows(table, slots)):
+        paths = {i: [_fill(path, i) for path in row.ours] for i in layers}
+        if any(path in written for each in paths.values() for path in each):
+            continue
+        if not layers and not row.optional:
+            missing += row.ours
+        for i, each in paths.items():
+            absent = [path for path in each if path not in slots]
+            if not absent:
+                published.append(_entry(_fill(row.theirs, i), row, [slots[path] for path in each], dtype))
+            elif not row.optional or len(absent) < len(each):
+                missing += absent
+        written.update(path for each in paths.values() for path in each if path in slots)
+    unexpected = [path for path in slots if path not in written and path not in table.ours_only]
+    _refuse([], missing, unexpected)
+    return published
+
+
+def to_published(table: NameMap, tree: Tree) -> Arrays:
+    """The published arrays of a parameter tree, all of them made."""
+    return {entry.name: entry.make() for entry in entries(table, tree)}
+
+
+def _entry(name: str, row: Row, slots: list[tuple[Leaf, int | None]], dtype: str | None) -> Entry:
+    stored = np.result_type(*(leaf.value.dtype for leaf, _ in slots))
+    kept = jnp.dtype(dtype) if dtype and jnp.issubdtype(stored, jnp.floating) else stored
+
+    def make() -> np.ndarray:
+        ours = (fetched(leaf.value, layer) for leaf, layer in slots)
+        return np.asarray(row.transform.to_theirs(*ours), kept)
+
+    shape = row.transform.to_theirs(*(_hollow(leaf.shape) for leaf, _ in slots)).shape
+    return Entry(name, shape, np.dtype(kept), make)
+
+
+def _hollow(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of a shape that takes no memory."""
+    return np.broadcast_to(np.int8(0), shape)
 
 
 def _fill(pattern: str, layer: int | None) -> str:
     return pattern if layer is None else pattern.replace('{i}', str(layer))
 
 
-def _match(pattern: str, name: str) -> tuple[bool, int | None]:
-    if '{i}' not in pattern:
-        return pattern == name, None
-    found = re.fullmatch(re.escape(pattern).replace(r'\{i\}', r'(\d+)'), name)
-    return found is not None, int(found[1]) if found else None
+def _patterns(name: str) -> Iterator[tuple[str, int | None]]:
+    """A name as it is, and with each of its numbers taken for the layer."""
+    yield name, None
+    for number in re.finditer(r'\d+', name):
+        yield f'{name[: number.start()]}{{i}}{name[number.end() :]}', int(number[0])
 
 
 def _their_name(table: NameMap, path: str) -> str:
-    for row in table.rows:
-        for ours in row.ours:
-            hit, layer = _match(ours, path)
-            if hit:
-                return _fill(row.theirs, layer if not row.repeated else 0)
+    for pattern, layer in _patterns(path):
+        for row in table.rows:
+            if pattern in row.ours:
+                return _fill(row.theirs, 0 if row.repeated else layer)
     return f'(no published name) {path}'
 
 
-def _translated(table: NameMap, published: Mapping[str, np.ndarray]) -> tuple[Arrays, list[str], list[str]]:
-    """(our arrays a layer, problems, names that no row has)."""
-    flat: Arrays = {}
-    problems, unexpected = [], []
-    for name, array in published.items():
-        hits = [(row, layer) for row in table.rows for hit, layer in [_match(row.theirs, name)] if hit]
-        if not hits:
-            if not any(_match(pattern, name)[0] for pattern in table.ignored):
-                unexpected.append(name)
-            continue
-        row, layer = hits[0]
-        try:
-            arrays = row.transform.to_ours(np.asarray(array))
-        except ValueError as error:
-            problems.append(f'{name} of shape {array.shape}: {error}')
-            continue
-        for path, ours in zip((_fill(path, layer) for path in row.ours), arrays):
-            if row.repeated and path in flat and not np.array_equal(flat[path], ours):
-                problems.append(f'{name}: differs from that of another layer, but {path} is one for all')
-            flat[path] = ours
-    return flat, problems, unexpected
+def _missing_rows(table: NameMap, found: Match) -> list[str]:
+    """Names that a whole checkpoint would have, judged by the layers of which something is there."""
+    missing = []
+    for row, layers in zip(table.rows, _layers_of_rows(table, found.sources)):
+        for i in () if row.optional else layers or ['{i}']:
+            if not all(_fill(path, i) in found.sources for path in row.ours):
+                missing.append(_fill(row.theirs, i))
+    return missing
 
 
-def _missing_rows(table: NameMap, published: Mapping[str, np.ndarray]) -> list[str]:
-    matches = [_match(row.theirs, name) for row in table.rows for name in published]
-    layers = sorted({layer for hit, layer in matches if hit and layer is not None})
-    return [
-        _fill(row.theirs, layer)
-        for row in table.rows
-        if not row.optional
-        for layer in (layers if '{i}' in row.theirs else [None])
-        if _fill(row.theirs, layer) not in published
-    ]
+def _layers_of_rows(table: NameMap, paths: Iterable[str]) -> list[list[int | None]]:
+    """The layers that each row stands for: all of its stack, of which some paths are there."""
+    stacks: dict[str, set[int]] = {}
+    for path in paths:
+        for pattern, layer in _patterns(path):
+            if layer is not None:
+                stacks.setdefault(_before_layer(pattern), set()).add(layer)
+    named: dict[str, set[int]] = {}
+    for row in table.rows:
+        if '{i}' in row.ours[0]:
+            named.setdefault(_before_layer(row.theirs), set()).update(
+                stacks.get(_before_layer(row.ours[0]), ())
+            )
+
+    def layers(row: Row) -> list[int | None]:
+        if '{i}' not in row.theirs:
+            return [None]
+        there = named.get(_before_layer(row.theirs), set())
+        return sorted(there.union(range(len(there))))
+
+    return [layers(row) for row in table.rows]
 
 
-def _report(problems: list[str], missing: list[str], unexpected: list[str], shown: int = 12) -> None:
+def _before_layer(pattern: str) -> str:
+    return pattern.partition('{i}')[0]
+
+
+def _refuse(problems: list[str], missing: list[str], unexpected: list[str], shown: int = 12) -> None:
     if not problems and not missing and not unexpected:
         return
     lines = list(problems[:shown])

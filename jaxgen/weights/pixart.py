@@ -1,12 +1,128 @@
 """PixArt's published names: the authors' checkpoints (alpha, Sigma: 2310.00426, 2403.04692) and diffusers'.
 
 diffusers keeps no null caption embedding: its pipelines encode the empty caption instead, so `null_text`
-has to be given when such weights are loaded.
+has to be given when such weights are loaded. It has no compressed keys and values and no normalised queries
+either; the length of captions is its pipeline's.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxgen.models.pixart import PixArt
 from jaxgen.weights.names import DEPTHWISE, SAME, NameMap, Row, linear, norm, patch_kernel
+from jaxgen.weights.options import learned_variance, options
+
+# The second is what folders of 2023 say, DiT's too: `norm_type` tells which it is.
+CLASSES = ('PixArtTransformer2DModel', 'Transformer2DModel')
 
 _BLOCK = 'blocks/stack/{i}'
+_DEFAULTS = {
+    'num_attention_heads': 16,
+    'attention_head_dim': 72,
+    'in_channels': 4,
+    'out_channels': 8,
+    'num_layers': 28,
+    'cross_attention_dim': 1152,
+    'sample_size': 128,
+    'patch_size': 2,
+    'interpolation_scale': None,
+    'use_additional_conditions': None,
+    'caption_channels': None,
+}
+_FIXED = {
+    'norm_type': 'ada_norm_single',
+    'activation_fn': 'gelu-approximate',
+    'attention_bias': True,
+    'norm_elementwise_affine': False,
+    'norm_eps': 1e-6,
+    'dropout': 0.0,
+    'upcast_attention': False,
+    'only_cross_attention': False,
+    'double_self_attention': False,
+    'num_vector_embeds': None,
+    'attention_type': 'default',
+}
+_UNUSED = ('norm_num_groups', 'use_linear_projection', 'num_embeds_ada_norm')
+
+
+def from_config(published: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of models.pixart.build for a config.json of diffusers, but for the length of captions."""
+    if published.get('_class_name') == CLASSES[1]:
+        published = {'norm_type': 'layer_norm', **published}  # its default
+    given = options(published, defaults=_DEFAULTS, fixed=_FIXED, unused=_UNUSED)
+    channels, patch, side = given['in_channels'], given['patch_size'], given['sample_size']
+    hidden = given['num_attention_heads'] * given['attention_head_dim']
+    if given['cross_attention_dim'] != hidden or given['caption_channels'] is None:
+        raise ValueError(
+            f'cross_attention_dim is {given["cross_attention_dim"]} and caption_channels '
+            f"{given['caption_channels']}: captions have to be projected to the network's width of {hidden}"
+        )
+    # What a folder leaves open follows from its size: only the 1024 of alpha came before the options did.
+    micro, scale = given['use_additional_conditions'], given['interpolation_scale']
+    return {
+        'hidden': hidden,
+        'depth': given['num_layers'],
+        'heads': given['num_attention_heads'],
+        'patch': patch,
+        'channels': channels,
+        'caption_width': given['caption_channels'],
+        'learned_variance': learned_variance(channels, given['out_channels']),
+        'micro_conditioning': side == 128 if micro is None else micro,
+        'base_size': side // patch,
+        'interpolation': float(max(side // 64, 1) if scale is None else scale),
+    }
+
+
+def to_config(network: PixArt) -> dict[str, Any]:
+    """The config.json that diffusers builds the same network from."""
+    if network.compress_layers or network.qk_norm:
+        raise ValueError(
+            'diffusers has no PixArt with compressed keys and values or normalised queries; '
+            "only the authors' layout holds this network"
+        )
+    if network.base_size is None:
+        raise ValueError('diffusers asks for the size of the latents: set base_size to their side / patch')
+    return {
+        '_class_name': CLASSES[0],
+        'num_attention_heads': network.heads,
+        'attention_head_dim': network.width // network.heads,
+        'in_channels': network.channels,
+        'out_channels': network.channels * (2 if network.learned_variance else 1),
+        'num_layers': network.depth,
+        'cross_attention_dim': network.width,
+        'sample_size': network.base_size * network.patch,
+        'patch_size': network.patch,
+        'interpolation_scale': network.interpolation,
+        'use_additional_conditions': network.micro_conditioning,
+        'caption_channels': network.caption_width,
+        'norm_type': 'ada_norm_single',
+        'activation_fn': 'gelu-approximate',
+        'attention_bias': True,
+        'norm_elementwise_affine': False,
+        'norm_eps': 1e-6,
+    }
+
+
+def inputs(network: PixArt) -> tuple[Any, ...]:
+    """The least that the network reads: one patch that keys and values can be compressed in, one word."""
+    side = network.patch * network.compress_ratio
+    cond = {
+        'text': np.zeros((1, 1, network.caption_width), np.float32),
+        'text_mask': np.ones((1, 1), bool),
+        'drop': np.zeros(1, bool),
+        'size': np.zeros((1, 2), np.float32),
+        'aspect': np.zeros((1, 1), np.float32),
+    }
+    return np.zeros((1, side, side, network.channels), np.float32), np.zeros(1, np.float32), cond
+
+
+def layouts(network: PixArt) -> dict[str, NameMap]:
+    """Every published layout that can hold this network, by name."""
+    if network.compress_layers or network.qk_norm:
+        return {'authors': authors(network.patch)}
+    return {'diffusers': diffusers(network.patch), 'authors': authors(network.patch)}
 
 
 def authors(patch: int) -> NameMap:

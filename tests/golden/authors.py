@@ -1,7 +1,8 @@
-"""The authors' own DiT and PixArt-Sigma code, run in torch from a checkout outside this repository.
+"""The authors' own networks, run in torch from checkouts outside this repository.
 
-JAXGEN_DIT and JAXGEN_PIXART_SIGMA name checkouts of facebookresearch/DiT and PixArt-alpha/PixArt-sigma. What
-these import and a CPU lacks (xformers, timm, registries) is stood in for here by a few plain lines.
+JAXGEN_DIT, JAXGEN_SIT, JAXGEN_PIXART_SIGMA and JAXGEN_LIGHTNINGDIT name checkouts of facebookresearch/DiT,
+willisma/SiT, PixArt-alpha/PixArt-sigma and hustvl/LightningDiT (which needs the package einops). What these
+import and a CPU lacks (xformers, timm, fairscale, registries) is stood in for here by a few plain lines.
 """
 
 import importlib
@@ -9,9 +10,13 @@ import os
 import sys
 import types
 from typing import Any
+from unittest import mock
 
+import jax
 import numpy as np
 from golden import cases
+
+from jaxgen.weights.names import NameMap, to_jaxgen
 
 
 def checkout(variable: str) -> str | None:
@@ -20,20 +25,33 @@ def checkout(variable: str) -> str | None:
 
 
 def dit_model(weights: dict[str, np.ndarray], settings: dict) -> Any:
-    """The authors' DiT with the given weights."""
-    _stand_in_timm()
-    sys.path.insert(0, checkout('JAXGEN_DIT'))
-    try:
-        module = importlib.import_module('models')
-    finally:
-        sys.path.pop(0)
-        sys.modules.pop('models', None)
-    model = module.DiT(
-        input_size=cases.DIT_GRID[0],
-        hidden_size=settings['hidden'],
-        depth=settings['depth'],
-        num_heads=settings['heads'],
-        num_classes=settings['classes'],
+    """The authors' DiT, or the SiT that discards its variance, with the given weights."""
+    sit = settings.get('discard_variance', False)
+    module = _models('JAXGEN_SIT' if sit else 'JAXGEN_DIT', 'models')
+    network = module.SiT if sit else module.DiT
+    return _loaded(network(input_size=cases.DIT_GRID[0], **_sizes(settings)), weights)
+
+
+def lightning_dit_model(weights: dict[str, np.ndarray], settings: dict) -> Any:
+    """The authors' LightningDiT, with what their configs switch on, and the given weights."""
+    import torch
+
+    _module('fairscale.nn.model_parallel.initialize')
+    layers = dict.fromkeys(('ColumnParallelLinear', 'ParallelEmbedding', 'RowParallelLinear'))
+    _module('fairscale.nn.model_parallel.layers', **layers)
+    for name in ('fairscale', 'fairscale.nn', 'fairscale.nn.model_parallel'):
+        _module(name, __path__=[])
+    with mock.patch.object(torch, 'compile', lambda function: function):
+        module = _models('JAXGEN_LIGHTNINGDIT', 'models.lightningdit')
+    model = module.LightningDiT(
+        input_size=cases.LIGHTNING_DIT_GRID[0],
+        patch_size=settings['patch'],
+        in_channels=settings['channels'],
+        use_qknorm=settings.get('qk_norm', False),
+        use_swiglu=True,
+        use_rope=True,
+        use_rmsnorm=True,
+        **_sizes(settings),
     )
     return _loaded(model, weights)
 
@@ -64,26 +82,54 @@ def pixart_model(weights: dict[str, np.ndarray], settings: dict) -> Any:
     return _loaded(model, weights)
 
 
-def run_dit(model: Any) -> dict[str, np.ndarray]:
-    """Output and gradients of the shared case."""
+def assert_loads(model: Any, table: NameMap, params: dict) -> None:
+    """All that the authors' checkpoint holds is read, or known to be nothing learned."""
+    published = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    jax.tree.map(np.testing.assert_array_equal, to_jaxgen(table, published, params), params)
+
+
+def run_labels(model: Any, x: np.ndarray, settings: dict) -> dict[str, np.ndarray]:
+    """Output and gradients of a network conditioned on classes."""
     import torch
 
-    x = _image(cases.image(cases.DIT_GRID))
-    out = model(x, torch.from_numpy(cases.TIMES), torch.from_numpy(cases.LABELS))
-    return _results(model, x, out, cases.cotangent(cases.DIT_GRID), {})
+    x = _image(x)
+    out = model(x, torch.from_numpy(cases.TIMES), torch.from_numpy(cases.labels(settings)))
+    return _results(model, x, out, {})
 
 
-def run_pixart(model: Any, drop: tuple[bool, ...]) -> dict[str, np.ndarray]:
+def run_pixart(model: Any, settings: dict, drop: tuple[bool, ...]) -> dict[str, np.ndarray]:
     """Output and gradients of the shared case, dropped captions being replaced by the null embedding."""
     import torch
 
     x, null = _image(cases.image(cases.PIXART_GRID)), model.y_embedder.y_embedding
-    text = torch.where(torch.tensor(drop)[:, None, None], null, torch.from_numpy(cases.text()))
+    condition = cases.pixart_condition(drop, settings)
+    text = torch.where(torch.tensor(drop)[:, None, None], null, torch.from_numpy(condition['text']))
     sizes = {'img_hw': torch.from_numpy(cases.SIZES), 'aspect_ratio': torch.from_numpy(cases.ASPECTS)}
-    mask = torch.from_numpy(cases.text_mask())[:, None, None].long()
+    mask = torch.from_numpy(condition['text_mask'])[:, None, None].long()
     out = model(x, torch.from_numpy(cases.TIMES), text[:, None], mask=mask, data_info=sizes)
     extra = {'y_embedder.y_embedding': null}
-    return _results(model, x, out, cases.cotangent(cases.PIXART_GRID), extra)
+    return _results(model, x, out, extra)
+
+
+def _models(variable: str, name: str) -> Any:
+    """A module of a checkout, whose folder or file `models` others have too."""
+    _stand_in_timm()
+    sys.path.insert(0, checkout(variable))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+        for loaded in [key for key in sys.modules if key.partition('.')[0] == 'models']:
+            del sys.modules[loaded]
+
+
+def _sizes(settings: dict) -> dict[str, int]:
+    return {
+        'hidden_size': settings['hidden'],
+        'depth': settings['depth'],
+        'num_heads': settings['heads'],
+        'num_classes': settings['classes'],
+    }
 
 
 def _image(x: np.ndarray) -> Any:
@@ -96,13 +142,15 @@ def _loaded(model: Any, weights: dict[str, np.ndarray]) -> Any:
     import torch
 
     left = model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights.items()}, strict=False)
-    assert not left.unexpected_keys and set(left.missing_keys) <= {'pos_embed'}, left
+    computed = {'pos_embed', 'feat_rope.freqs_cos', 'feat_rope.freqs_sin'}
+    assert not left.unexpected_keys and set(left.missing_keys) <= computed, left
     return model.eval()
 
 
-def _results(model: Any, x: Any, out: Any, weight: np.ndarray, extra: dict) -> dict[str, np.ndarray]:
+def _results(model: Any, x: Any, out: Any, extra: dict) -> dict[str, np.ndarray]:
     import torch
 
+    weight = cases.cotangent(tuple(out.shape[2:]), out.shape[1])
     (out * torch.from_numpy(weight.transpose(0, 3, 1, 2).copy())).sum().backward()
     results = {
         'out': out.detach().numpy().transpose(0, 2, 3, 1),

@@ -5,17 +5,29 @@ import jax.numpy as jnp
 import numpy as np
 from golden import seeded
 
-from jaxgen.models import dit, pixart
+from jaxgen.models import dit, lightning_dit, pixart
 from jaxgen.weights import dit as dit_names
+from jaxgen.weights import lightning_dit as lightning_dit_names
 from jaxgen.weights import pixart as pixart_names
 from jaxgen.weights.names import to_jaxgen, to_published
 
-DIT = {'hidden': 24, 'depth': 3, 'heads': 3, 'classes': 5, 'patch': 2}
+FAMILIES = {
+    'dit': (dit, dit_names),
+    'lightning_dit': (lightning_dit, lightning_dit_names),
+    'pixart': (pixart, pixart_names),
+}
+TINY = {'hidden': 24, 'depth': 3, 'heads': 3}
+FULL = {'hidden': 1152, 'depth': 2, 'heads': 16}  # of the published XL, but for the depth
+
+DIT = TINY | {'classes': 5, 'patch': 2}
+DIT_FULL = FULL | {'classes': 1000, 'patch': 2}
+SIT = {'learned_variance': False, 'discard_variance': True}
 DIT_GRID = (8, 8)
-PIXART = {
-    'hidden': 24,
-    'depth': 3,
-    'heads': 3,
+LIGHTNING_DIT = TINY | {'classes': 5, 'patch': 1, 'channels': 6}
+LIGHTNING_DIT_CASES = {'plain': LIGHTNING_DIT, 'qk_norm': LIGHTNING_DIT | {'qk_norm': True}}
+LIGHTNING_DIT_FULL = FULL | {'classes': 1000, 'patch': 1, 'channels': 32}
+LIGHTNING_DIT_GRID = (4, 4)
+PIXART = TINY | {
     'caption_width': 10,
     'caption_length': 6,
     'base_size': 4,
@@ -23,10 +35,22 @@ PIXART = {
 }
 COMPRESSED = PIXART | {'compress_ratio': 2, 'compress_layers': (1, 2), 'qk_norm': True}
 PIXART_CASES = {'micro': PIXART | {'micro_conditioning': True}, 'compressed': COMPRESSED}
+ALPHA_FULL = FULL | {
+    'caption_width': 4096,
+    'caption_length': 120,
+    'base_size': 4,
+    'interpolation': 2.0,
+    'micro_conditioning': True,
+}
+SIGMA_FULL = ALPHA_FULL | {
+    'caption_length': 300,
+    'micro_conditioning': False,
+    'compress_ratio': 2,
+    'compress_layers': (1,),
+}
 PIXART_GRID = (8, 12)
 
 TIMES = np.array([7.0, 431.0, 999.0], np.float32)
-LABELS = np.array([0, 3, 5])  # the last is no class
 TEXT_LENGTHS = np.array([6, 2, 4])
 SIZES = np.array([[512.0, 384.0], [1024.0, 1024.0], [700.0, 900.0]], np.float32)
 ASPECTS = np.array([[1.3], [1.0], [0.8]], np.float32)
@@ -47,28 +71,30 @@ def dit_condition() -> dict[str, np.ndarray]:
     return {'label': np.array([0, 3, 1]), 'drop': np.array([False, False, True])}
 
 
-def text() -> np.ndarray:
-    """Seeded caption embeddings."""
-    return seeded.normal('text', (3, PIXART['caption_length'], PIXART['caption_width']))
+def labels(settings: dict) -> np.ndarray:
+    """The same as the authors have them: what is dropped is one class more."""
+    return np.array([0, 3, settings['classes']])
 
 
-def text_mask() -> np.ndarray:
-    """Captions of unlike lengths."""
-    return np.arange(PIXART['caption_length'])[None] < TEXT_LENGTHS[:, None]
-
-
-def pixart_condition(drop: tuple[bool, ...] = (False, False, False)) -> dict[str, np.ndarray]:
-    """Text, mask, drop and sizes."""
-    condition = {'text': text(), 'text_mask': text_mask(), 'drop': np.array(drop)}
-    return condition | {'size': SIZES, 'aspect': ASPECTS}
+def pixart_condition(
+    drop: tuple[bool, ...] = (False, False, False), settings: dict = PIXART
+) -> dict[str, np.ndarray]:
+    """Seeded text of unlike lengths, mask, drop and sizes."""
+    length = settings['caption_length']
+    return {
+        'text': seeded.normal('text', (3, length, settings['caption_width'])),
+        'text_mask': np.arange(length)[None] < TEXT_LENGTHS[:, None],
+        'drop': np.array(drop),
+        'size': SIZES,
+        'aspect': ASPECTS,
+    }
 
 
 def build(family: str, settings: dict):
     """(network, name map of the authors' layout)."""
-    patch = settings.get('patch', 2)
-    if family == 'dit':
-        return dit.build(**settings), dit_names.authors(patch)
-    return pixart.build(**settings), pixart_names.authors(patch)
+    models, names = FAMILIES[family]
+    network = models.build(**settings)
+    return network, names.layouts(network)['authors']
 
 
 def parameters(network, table, x: np.ndarray, condition: dict) -> dict:

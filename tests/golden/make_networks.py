@@ -1,7 +1,8 @@
-"""Writes dit.npz and pixart.npz: outputs and small gradients of the authors' code on seeded weights.
+"""Writes the networks' golden files: outputs and small gradients of the authors' code on seeded weights.
 
-Needs torch and checkouts of the authors' repositories; see golden/authors.py. From the repository's root:
-JAXGEN_DIT=... JAXGEN_PIXART_SIGMA=... PYTHONPATH=.:tests python tests/golden/make_networks.py
+Needs torch and checkouts of the authors' repositories; see golden/authors.py. From the repository's root,
+with JAXGEN_DIT, JAXGEN_SIT, JAXGEN_PIXART_SIGMA and JAXGEN_LIGHTNINGDIT set:
+PYTHONPATH=.:tests python tests/golden/make_networks.py
 """
 
 import pathlib
@@ -27,16 +28,24 @@ def small(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    folder = pathlib.Path(__file__).parent
-    weights = published_weights('dit', cases.DIT, cases.image(cases.DIT_GRID), cases.dit_condition())
-    np.savez_compressed(folder / 'dit.npz', **small(authors.run_dit(authors.dit_model(weights, cases.DIT))))
+    folder, condition = pathlib.Path(__file__).parent, cases.dit_condition()
+    x = cases.image(cases.DIT_GRID)
+    for name, settings in {'dit': cases.DIT, 'sit': cases.DIT | cases.SIT}.items():
+        weights = published_weights('dit', settings, x, condition)
+        results = authors.run_labels(authors.dit_model(weights, settings), x, settings)
+        np.savez_compressed(folder / f'{name}.npz', **small(results))
 
-    stored = {}
+    stored, x = {}, cases.image(cases.LIGHTNING_DIT_GRID, cases.LIGHTNING_DIT['channels'])
+    for case, settings in cases.LIGHTNING_DIT_CASES.items():
+        weights = published_weights('lightning_dit', settings, x, condition)
+        results = authors.run_labels(authors.lightning_dit_model(weights, settings), x, settings)
+        stored |= {f'{case}/{name}': a for name, a in small(results).items()}
+    np.savez_compressed(folder / 'lightning_dit.npz', **stored)
+
+    stored, x = {}, cases.image(cases.PIXART_GRID)
     for case, settings in cases.PIXART_CASES.items():
-        weights = published_weights(
-            'pixart', settings, cases.image(cases.PIXART_GRID), cases.pixart_condition()
-        )
-        results = authors.run_pixart(authors.pixart_model(weights, settings), DROP)
+        weights = published_weights('pixart', settings, x, cases.pixart_condition())
+        results = authors.run_pixart(authors.pixart_model(weights, settings), settings, DROP)
         stored |= {f'{case}/{name}': a for name, a in small(results).items()}
     np.savez_compressed(folder / 'pixart.npz', **stored)
 

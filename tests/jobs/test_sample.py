@@ -19,8 +19,8 @@ def job(monkeypatch, tmp_path):
         return np.stack([np.full((32, 32, 3), seed, np.uint8) for seed in seeds])
 
     monkeypatch.setattr(sample, 'check_params', lambda program, workdir, step: None)
-    monkeypatch.setattr(sample, 'load_params', lambda program, workdir, step, width: (3, {}))
-    monkeypatch.setattr(sample, 'make_generator', lambda recipe, mesh, batch: paint)
+    monkeypatch.setattr(sample, 'load_params', lambda program, workdir, step, names, width: (3, {}))
+    monkeypatch.setattr(sample, 'make_generator', lambda recipe, mesh, batch, size, cut: paint)
     built = recipe.build(configuration('quickstart'))
     return lambda *arguments, **options: sample.run(built, tmp_path, *arguments, **options)
 

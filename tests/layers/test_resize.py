@@ -28,6 +28,20 @@ def test_equals_torch(size, method, antialias):
     assert relative_error(ours, theirs.numpy().transpose(0, 2, 3, 1)) < 2e-6
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize('size', SIZES)
+def test_an_offset_equals_torch_given_the_scale(size):
+    torch = pytest.importorskip('torch')
+    x = normal('resize', (2, 9, 9, 3))
+    theirs = torch.nn.functional.interpolate(
+        torch.from_numpy(x.transpose(0, 3, 1, 2)),
+        scale_factor=tuple((out + 0.1) / 9 for out in size),
+        mode='bicubic',
+    )
+    ours = resize(jnp.asarray(x), size, offset=0.1)
+    assert relative_error(ours, theirs.numpy().transpose(0, 2, 3, 1)) < 2e-6
+
+
 @pytest.mark.parametrize(
     ('method', 'antialias', 'expected'),
     # torch 2.13, interpolate of the row 0, 1, 4, 9, 16, 25 to four pixels.

@@ -4,84 +4,66 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import authors, cases
-from golden.seeded import disagreements, relative_error, stored
+from golden import authors, cases, diffusers_networks
+from golden.seeded import disagreements, stored
 
+from jaxgen.layers.embeddings import sinusoids
 from jaxgen.models import dit
 from jaxgen.weights import dit as dit_names
 from jaxgen.weights.names import to_published
 
 TOLERANCE = 1e-4
+FULL = pytest.param(cases.DIT_FULL, marks=pytest.mark.slow, id='full width')
+BOTH = pytest.mark.parametrize('settings', [pytest.param(cases.DIT, id='tiny'), FULL])
 
 
-@pytest.fixture(scope='module')
-def ours():
-    network, table = cases.build('dit', cases.DIT)
+def _ours(settings):
+    network, table = cases.build('dit', settings)
     x, condition = cases.image(cases.DIT_GRID), cases.dit_condition()
     params = cases.parameters(network, table, x, condition)
     return network, params, cases.run(network, params, x, condition, cases.cotangent(cases.DIT_GRID))
 
 
 @pytest.mark.parity
-def test_output_and_gradients_equal_diffusers(ours):
+@BOTH
+def test_output_and_gradients_equal_diffusers(settings):
     torch = pytest.importorskip('torch')
-    diffusers = pytest.importorskip('diffusers')
-    _, params, (out, by_x, by_params) = ours
-    reference = diffusers.DiTTransformer2DModel(
-        num_attention_heads=3,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=3,
-        sample_size=8,
-        num_embeds_ada_norm=5,
-        norm_eps=1e-6,  # the authors' epsilon
-    ).eval()
-    for module in reference.modules():
-        # The authors divide the frequencies' exponent by half the width; diffusers' DiT by one less.
-        if hasattr(module, 'downscale_freq_shift'):
-            module.downscale_freq_shift = 0
-    table = dit_names.diffusers(2)
-    weights = {name: torch.from_numpy(array.copy()) for name, array in to_published(table, params).items()}
-    left = reference.load_state_dict(weights, strict=False)
-    assert not left.unexpected_keys and set(left.missing_keys) <= set(table.ignored)
-
-    x = torch.from_numpy(cases.image(cases.DIT_GRID).transpose(0, 3, 1, 2).copy()).requires_grad_()
-    theirs = reference(x, torch.from_numpy(cases.TIMES), torch.from_numpy(cases.LABELS)).sample
-    weight = torch.from_numpy(cases.cotangent(cases.DIT_GRID).transpose(0, 3, 1, 2).copy())
-    (theirs * weight).sum().backward()
-    assert relative_error(out, theirs.detach().numpy().transpose(0, 2, 3, 1)) <= TOLERANCE
-    assert relative_error(by_x, x.grad.numpy().transpose(0, 2, 3, 1)) <= TOLERANCE
-
-    gradients: dict[str, np.ndarray] = {}
-    for name, parameter in reference.named_parameters():
-        # The embedders, ours being one, are copied into every block: their gradients add up.
-        name = 'transformer_blocks.0' + name[20:] if '.norm1.emb.' in name else name
-        grad = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad.numpy()
-        gradients[name] = gradients.get(name, 0) + grad
-    mapped = to_published(table, by_params)
-    assert not disagreements(mapped, gradients, TOLERANCE)
+    # Latents of half the config's size; diffusers' DiT is for square ones alone.
+    settings = settings | {'frequency_shift': 1, 'norm_epsilon': 1e-3, 'base_size': cases.DIT_GRID[0]}
+    network, params, results = _ours(settings)
+    table = dit_names.layouts(network)['diffusers']
+    theirs = diffusers_networks.build(dit_names.to_config(network), table, params)
+    inputs = {
+        'timestep': torch.from_numpy(cases.TIMES),
+        'class_labels': torch.from_numpy(cases.labels(settings)),
+    }
+    diffusers_networks.assert_equals(theirs, table, results, cases.image(cases.DIT_GRID), inputs, TOLERANCE)
 
 
 def _assert_equals(ours, reference):
     """Ours against the authors' results, as far as those are there."""
-    _, _, (out, by_x, by_params) = ours
-    ours = to_published(dit_names.authors(2), by_params) | {'out': out, 'by_x': by_x}
+    network, _, (out, by_x, by_params) = ours
+    table = dit_names.layouts(network)['authors']
+    ours = to_published(table, by_params) | {'out': out, 'by_x': by_x}
     assert len(reference) >= 10 and set(reference) <= set(ours)
     assert not disagreements(ours, reference, TOLERANCE)
 
 
-def test_golden(ours):
-    _assert_equals(ours, dict(stored('dit')))
+def test_golden():
+    _assert_equals(_ours(cases.DIT), dict(stored('dit')))
 
 
 @pytest.mark.parity
-def test_output_and_gradients_equal_authors(ours):
+@BOTH
+def test_output_and_gradients_equal_authors(settings):
     pytest.importorskip('torch')
     if not authors.checkout('JAXGEN_DIT'):
         pytest.skip("JAXGEN_DIT names no checkout of the authors' code")
-    model = authors.dit_model(to_published(dit_names.authors(2), ours[1]), cases.DIT)
-    _assert_equals(ours, authors.run_dit(model))
+    ours = _ours(settings)
+    table = dit_names.authors(2)
+    model = authors.dit_model(to_published(table, ours[1]), settings)
+    authors.assert_loads(model, table, ours[1])
+    _assert_equals(ours, authors.run_labels(model, cases.image(cases.DIT_GRID), settings))
 
 
 @pytest.mark.parametrize(
@@ -103,3 +85,10 @@ def test_published_parameter_counts(size, patch, count):
         network.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.float32), condition
     )
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+def test_diffusers_spaces_the_frequencies_of_time_differently():
+    t = jnp.array([1.0])
+    cosines = np.cos(10000.0 ** (-np.arange(4) / 4)), np.cos(10000.0 ** (-np.arange(4) / 3))
+    for shift, cosine in enumerate(cosines):
+        np.testing.assert_allclose(sinusoids(t, 8, frequency_shift=shift)[0, :4], cosine, rtol=1e-5)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden import authors, cases
+from golden import authors, cases, diffusers_networks
 from golden.seeded import disagreements, relative_error, stored
 
 from jaxgen.models import pixart
@@ -13,52 +13,40 @@ from jaxgen.weights.names import to_published
 
 TOLERANCE = 1e-4
 DROP = (False, False, True)
+FULL = {'alpha at full width': cases.ALPHA_FULL, 'Sigma at full width': cases.SIGMA_FULL}
 
 
 def _ours(settings, drop=(False, False, False)):
     network, table = cases.build('pixart', settings)
-    x, condition = cases.image(cases.PIXART_GRID), cases.pixart_condition(drop)
+    x, condition = cases.image(cases.PIXART_GRID), cases.pixart_condition(drop, settings)
     params = cases.parameters(network, table, x, condition)
     return network, params, cases.run(network, params, x, condition, cases.cotangent(cases.PIXART_GRID))
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('micro', [False, True])
-def test_output_and_gradients_equal_diffusers(micro):
+@pytest.mark.parametrize(
+    'settings',
+    [
+        pytest.param(cases.PIXART, id='plain'),
+        pytest.param(cases.PIXART_CASES['micro'], id='micro'),
+        pytest.param(cases.ALPHA_FULL, marks=pytest.mark.slow, id='full width'),
+    ],
+)
+def test_output_and_gradients_equal_diffusers(settings):
     torch = pytest.importorskip('torch')
-    diffusers = pytest.importorskip('diffusers')
-    _, params, (out, by_x, by_params) = _ours(cases.PIXART | {'micro_conditioning': micro})
-    reference = diffusers.PixArtTransformer2DModel(
-        num_attention_heads=3,
-        attention_head_dim=8,
-        num_layers=3,
-        cross_attention_dim=24,
-        sample_size=8,
-        interpolation_scale=2,
-        caption_channels=10,
-        use_additional_conditions=micro,
-    ).eval()
-    table = pixart_names.diffusers(2)
-    weights = {name: torch.from_numpy(array.copy()) for name, array in to_published(table, params).items()}
-    left = reference.load_state_dict(weights, strict=False)
-    assert not left.unexpected_keys and set(left.missing_keys) <= set(table.ignored)
-
-    x = torch.from_numpy(cases.image(cases.PIXART_GRID).transpose(0, 3, 1, 2).copy()).requires_grad_()
+    network, params, results = _ours(settings)
+    table = pixart_names.layouts(network)['diffusers']
+    theirs = diffusers_networks.build(pixart_names.to_config(network), table, params)
+    micro, condition = network.micro_conditioning, cases.pixart_condition(settings=settings)
     sizes = {'resolution': torch.from_numpy(cases.SIZES), 'aspect_ratio': torch.from_numpy(cases.ASPECTS)}
-    theirs = reference(
-        x,
-        encoder_hidden_states=torch.from_numpy(cases.text()),
-        timestep=torch.from_numpy(cases.TIMES),
-        added_cond_kwargs=sizes if micro else {'resolution': None, 'aspect_ratio': None},
-        encoder_attention_mask=torch.from_numpy(cases.text_mask()),
-    ).sample
-    weight = torch.from_numpy(cases.cotangent(cases.PIXART_GRID).transpose(0, 3, 1, 2).copy())
-    (theirs * weight).sum().backward()
-    assert relative_error(out, theirs.detach().numpy().transpose(0, 2, 3, 1)) <= TOLERANCE
-    assert relative_error(by_x, x.grad.numpy().transpose(0, 2, 3, 1)) <= TOLERANCE
-    mapped = to_published(table, by_params)
-    gradients = {name: parameter.grad.numpy() for name, parameter in reference.named_parameters()}
-    assert not disagreements(mapped, gradients, TOLERANCE)
+    inputs = {
+        'encoder_hidden_states': torch.from_numpy(condition['text']),
+        'timestep': torch.from_numpy(cases.TIMES),
+        'added_cond_kwargs': sizes if micro else dict.fromkeys(sizes),
+        'encoder_attention_mask': torch.from_numpy(condition['text_mask']),
+    }
+    x = cases.image(cases.PIXART_GRID)
+    diffusers_networks.assert_equals(theirs, table, results, x, inputs, TOLERANCE)
 
 
 def _assert_equals(ours, reference):
@@ -77,15 +65,22 @@ def test_golden(case):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('case', list(cases.PIXART_CASES))
-def test_output_and_gradients_equal_authors(case):
+@pytest.mark.parametrize(
+    'settings',
+    [
+        *(pytest.param(settings, id=case) for case, settings in cases.PIXART_CASES.items()),
+        *(pytest.param(settings, marks=pytest.mark.slow, id=case) for case, settings in FULL.items()),
+    ],
+)
+def test_output_and_gradients_equal_authors(settings):
     pytest.importorskip('torch')
     if not authors.checkout('JAXGEN_PIXART_SIGMA'):
         pytest.skip("JAXGEN_PIXART_SIGMA names no checkout of the authors' code")
-    settings = cases.PIXART_CASES[case]
     ours = _ours(settings, drop=DROP)
-    model = authors.pixart_model(to_published(pixart_names.authors(2), ours[1]), settings)
-    _assert_equals(ours, authors.run_pixart(model, DROP))
+    table = pixart_names.authors(2)
+    model = authors.pixart_model(to_published(table, ours[1]), settings)
+    authors.assert_loads(model, table, ours[1])
+    _assert_equals(ours, authors.run_pixart(model, settings, DROP))
 
 
 def test_drop_replaces_text_under_the_captions_mask():

@@ -23,7 +23,7 @@ WIDTH, LEVELS = 32, 4
 @dataclasses.dataclass(frozen=True)
 class Grey:
     resolution: int
-    trains = ()
+    trains, holds = (), {}
     latent = property(lambda self: (self.resolution**2,))
 
     def init(self, key):

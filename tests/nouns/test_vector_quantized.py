@@ -37,7 +37,7 @@ class Autoencoder(nn.Module):
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
     resolution: int
-    trains = ('autoencoder',)
+    trains, holds = ('autoencoder',), {'autoencoder': Autoencoder()}
     latent = property(lambda self: (self.resolution // 2, self.resolution // 2, WIDTH))
 
     def init(self, key):

@@ -163,6 +163,22 @@ def test_numbers_out_of_range_are_refused(name, value):
         config.check(diffusion.build, {name: value}, 'objective')
 
 
+def test_angle_by_hand():
+    latents, output, noise = (normal(name, (4, 4, 6)) for name in ('latents', 'output', 'noise'))
+    velocity = noise - latents
+    cosine = (output * velocity).sum(-1) / np.linalg.norm(output, axis=-1) / np.linalg.norm(velocity, axis=-1)
+
+    def total(output, angle):
+        with pytest.MonkeyPatch.context() as patch:
+            walk = path.build('linear')
+            loss = loss_of_example(patch, walk, prediction.build('velocity', path=walk), {}, angle=angle)
+            return loss(output, jnp.asarray(latents), jnp.asarray(noise), jnp.float32(0.3))[0]
+
+    both, alone = total(output, 0.5), total(output, 0.0)
+    np.testing.assert_allclose(both - alone, 0.5 * (1 - cosine.mean()), rtol=1e-4)
+    assert np.isfinite(jax.grad(total)(jnp.zeros_like(output), 0.5)).all()
+
+
 def test_a_small_network_learns():
     """Without x, the best guess of the velocity, noise - data, is -data: a table by label learns it."""
     walk = path.build('linear')

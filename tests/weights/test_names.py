@@ -7,8 +7,9 @@ from golden import cases, seeded
 
 from jaxgen.layers.stack import recut
 from jaxgen.weights import dit as dit_names
+from jaxgen.weights import names
 from jaxgen.weights import pixart as pixart_names
-from jaxgen.weights.names import restack, to_jaxgen, to_published, unstack
+from jaxgen.weights.names import to_jaxgen, to_published
 
 CASES = {
     'dit': ('dit', cases.DIT, dit_names),
@@ -82,7 +83,7 @@ def test_another_cut_of_the_layers():
     published = to_published(table, tree)
     assert all(np.array_equal(a, published[name]) for name, a in to_published(table, cut).items())
     jax.tree.map(np.testing.assert_array_equal, to_jaxgen(table, published, cut), cut)
-    jax.tree.map(np.testing.assert_array_equal, restack(unstack(cut)), tree)
+    jax.tree.map(np.testing.assert_array_equal, to_jaxgen(table, to_published(table, cut)), tree)
 
 
 def test_the_position_table_is_ignored():
@@ -120,3 +121,72 @@ def test_weights_of_another_depth_are_refused():
     del tree['final']
     with pytest.raises(ValueError, match='final/out/kernel'):
         to_published(table, tree)
+
+
+def row(theirs, ours, optional=False):
+    return names.Row(theirs, (ours,), names.SAME, optional)
+
+
+def test_stacks_of_unlike_depth_in_one_table():
+    table = names.NameMap((row('text.{i}.w', 'text/stack/{i}/w'), row('image.{i}.w', 'image/stack/{i}/w')))
+    published = {f'text.{i}.w': np.ones(2) for i in range(2)} | {f'image.{i}.w': np.ones(2) for i in range(3)}
+    tree = to_jaxgen(table, published)
+    assert {name: tree[name]['stack']['0']['w'].shape for name in tree} == {'text': (2, 2), 'image': (3, 2)}
+    assert to_published(table, tree).keys() == published.keys()
+    del published['image.1.w']
+    with pytest.raises(ValueError, match=r'\n  missing: image\.1\.w$'):
+        to_jaxgen(table, published)
+    with pytest.raises(ValueError, match=r'missing: image\.\{i\}\.w'):
+        to_jaxgen(table, {'text.0.w': np.ones(2)})
+    with pytest.raises(ValueError, match=r'missing: image/stack/\{i\}/w'):
+        to_published(table, {'text': tree['text']})
+
+
+def test_alternative_names_are_read_and_the_first_is_written():
+    table = names.NameMap((row('shared', 'token'), row('encoder.tokens', 'token'), row('norm', 'norm')))
+    token, norm = np.arange(3.0), np.ones(2)
+    for given in (['shared'], ['encoder.tokens'], ['encoder.tokens', 'shared']):
+        tree = to_jaxgen(table, {name: token for name in given} | {'norm': norm})
+        jax.tree.map(np.testing.assert_array_equal, tree, {'token': token, 'norm': norm})
+        assert to_published(table, tree).keys() == {'shared', 'norm'}
+    with pytest.raises(ValueError, match='encoder.tokens: differs from shared, but token is one for all'):
+        to_jaxgen(table, {'shared': token, 'encoder.tokens': token + 1, 'norm': norm})
+    with pytest.raises(ValueError, match='missing: shared'):
+        to_jaxgen(table, {'norm': norm})
+
+
+def test_what_is_ignored_is_said_by_patterns():
+    table = names.NameMap((row('w', 'w'),), ignored=('loss.*', 'block.{i}.index'))
+    published = {'w': np.ones(1), 'loss.net.0.weight': np.ones(1), 'block.12.index': np.ones(1)}
+    assert names.match(table, published).ignored == ['loss.net.0.weight', 'block.12.index']
+    jax.tree.map(np.testing.assert_array_equal, to_jaxgen(table, published), {'w': np.ones(1)})
+    with pytest.raises(ValueError, match='unexpected: block.x.index'):
+        to_jaxgen(table, published | {'block.x.index': np.ones(1)})
+
+
+@pytest.mark.parametrize(
+    ('transform', 'theirs', 'ours'),
+    [
+        (names.CONV, (5, 4, 3, 2), (3, 2, 4, 5)),
+        (names.CONV_1X1, (5, 4, 1, 1), (4, 5)),
+        (names.DEPTHWISE, (5, 1, 3, 2), (3, 2, 5)),
+        (names.patch_kernel(2), (5, 4, 2, 2), (16, 5)),
+        (names.fused(1, True), (5, 4), (4, 5)),
+    ],
+)
+def test_transforms_and_back(transform, theirs, ours):
+    array = seeded.normal('array', theirs)
+    (mine,) = transform.to_ours(array)
+    np.testing.assert_array_equal(transform.to_theirs(mine), array)
+    assert mine.shape == ours
+    assert transform.to_ours(names._hollow(theirs))[0].shape == mine.shape
+    assert transform.to_theirs(names._hollow(mine.shape)).shape == theirs
+
+
+def test_an_abstract_tree_tells_names_and_shapes():
+    table, tree = tree_of('compressed')
+    made = to_published(table, tree)
+    told = names.entries(table, jax.eval_shape(lambda: tree))
+    assert {entry.name: (entry.shape, entry.dtype) for entry in told} == {
+        name: (array.shape, array.dtype) for name, array in made.items()
+    }

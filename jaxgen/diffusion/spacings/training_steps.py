@@ -31,11 +31,17 @@ def training_steps(placement: str, steps: int, train_steps: int, extra: bool = F
 
 
 def build(
-    path: Path, placement: str = 'trailing', offset: Whole = 0, extra: bool = False, max_steps: Count = 250
+    path: Path,
+    placement: str = 'trailing',
+    offset: Whole = 0,
+    extra: bool = False,
+    to_first: bool = False,
+    max_steps: Count = 250,
 ) -> Spacing:
     """The spacing; extra: place one step more and leave out the last, as DPM-Solver's code does.
 
-    offset: added to every step, as Stable Diffusion's 'leading' adds 1.
+    offset: added to every step, as Stable Diffusion's 'leading' adds 1. to_first: end at the first training
+    step instead of the data.
     """
     if not hasattr(path, 'train_steps'):
         raise ValueError(
@@ -51,7 +57,7 @@ def build(
         raise ValueError(
             f'sampler.spacing.max_steps is {max_steps}; of this path it can be up to {count - extra}.'
         )
-    table = np.full((max_steps + 1, max_steps + 1), -1, np.int32)
+    table = np.full((max_steps + 1, max_steps + 1), 0 if to_first else -1, np.int32)
     for steps in range(1, max_steps + 1):
         chosen = training_steps(placement, steps, count, extra) + offset
         table[steps, :steps] = np.minimum(chosen, count - 1)

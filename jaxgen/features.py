@@ -1,0 +1,122 @@
+"""Text features before the generator: computed once for a prompt, and kept on disk by what they are made of.
+
+A frozen text encoder can be many times its generator (T5-XXL: 4.7 B parameters, PixArt: 0.6 B), and is needed
+for new prompts alone. So it is loaded for these, its features are written down, and it is let go.
+"""
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from jaxgen.program import Program, is_run
+from jaxgen.recipe import Recipe
+from jaxgen.training import sharding
+from jaxgen.weights import files, safetensors
+
+Example = Mapping[str, Any]
+log = logging.getLogger('jaxgen')
+
+NAME, NULL = 'text', 'null'
+BATCH = 8
+BLANK = {'size': (1, 1)}  # captions are read alike for all sizes
+
+
+class Features:
+    """Features of captions by a program's frozen text encoder; `keep` it loaded where memory allows."""
+
+    def __init__(
+        self,
+        program: Program,
+        load: Callable[[Sequence[str]], Mapping[str, Any]],
+        folder: str = '~/.cache/jaxgen/features',
+        keep: bool = False,
+    ):
+        self._program, self._load, self._keep = program, load, keep
+        self._folder = epath.Path(folder).expanduser() / self._identity() if self._identity() else None
+        self._known: dict[str, np.ndarray] = {}
+        self._params: Any = None
+        self._encode = jax.jit(program.recipe.conditioner.features)
+
+    def __call__(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples, each with its caption's features and, where needed, those of the empty one."""
+        conditioner = self._program.recipe.conditioner
+        nothing = [conditioner.nothing] if conditioner.nothing else []
+        names = [conditioner.cache_key(example['caption']) for example in [*examples, *nothing]]
+        missing = {name: one for name, one in zip(names, [*examples, *nothing]) if not self._find(name)}
+        if missing:
+            self._compute(missing)
+        null = {NULL: self._known[names[-1]]} if nothing else {}
+        return [{**example, NAME: self._known[name], **null} for example, name in zip(examples, names)]
+
+    def _identity(self) -> str:
+        """What the encoder is; '' where that cannot be said without reading all of it."""
+        network = self._program.recipe.networks[NAME]
+        if not network.init_from or is_run(network.init_from):
+            return ''
+        said = f'{files.fingerprint(network.init_from)} {network.module} {network.dtype}'
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    def _path(self, name: str) -> epath.Path:
+        return self._folder / f'{name}.safetensors'
+
+    def _find(self, name: str) -> bool:
+        if name not in self._known and self._folder is not None and self._path(name).exists():
+            try:
+                self._known[name] = np.array(safetensors.read(os.fspath(self._path(name)))[NAME])
+            except (KeyError, ValueError) as error:
+                log.warning('%s; its features are computed again.', error)
+        return name in self._known
+
+    def _compute(self, examples: Mapping[str, Example]) -> None:
+        program, names = self._program, list(examples)
+        if self._params is None:
+            self._params = self._load((NAME,))
+        shards = math.prod(program.mesh.shape[axis] for axis in sharding.BATCH_AXES)
+        batch = shards * min(-(-BATCH // shards), -(-len(names) // shards))
+        mine = sharding.local_rows(program.mesh, batch)
+        for start in tqdm(range(0, len(names), batch), desc='read prompts', unit='batch'):
+            part = names[start : start + batch]
+            rows = [BLANK | examples[part[min(i, len(part) - 1)]] for i in range(batch)][mine]
+            arrays = program.recipe.conditioner.arrays(rows)
+            with jax.set_mesh(program.mesh):
+                text, mask = self._encode(self._params, sharding.to_global(arrays, program.mesh))
+            if jax.process_count() > 1:
+                text, mask = multihost_utils.process_allgather((text, mask), tiled=True)
+            for name, features, real in zip(part, np.asarray(text), np.asarray(mask)):
+                self._known[name] = features[real]
+                self._write(name)
+        if not self._keep:
+            jax.tree.map(lambda leaf: leaf.delete(), self._params)
+            self._params = None
+
+    def _write(self, name: str) -> None:
+        if self._folder is None or jax.process_index() != 0:
+            return
+        features = self._known[name]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        entry = (NAME, features.shape, features.dtype, lambda: features)
+        safetensors.write(os.fspath(self._path(name)), [entry], {})
+
+
+def ahead(recipe: Recipe) -> bool:
+    """Whether a recipe's captions can be read before its generator is there: by a frozen encoder."""
+    return hasattr(recipe.conditioner, 'features') and NAME not in recipe.trained
+
+
+def fits_together(program: Program) -> bool:
+    """Whether the text encoder may stay beside the generator: both take at most half of the memory."""
+    trees = (program.abstract.params, program.abstract_frozen)
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees))
+    limit = (program.mesh.devices.flat[0].memory_stats() or {}).get('bytes_limit')
+    if limit is None:
+        limit = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / program.mesh.size
+    return size / program.mesh.size <= limit / 2

@@ -1,0 +1,169 @@
+"""LightningDiT: Yao et al., "Reconstruction vs. Generation", 2501.01423.
+
+DiT with what language models have learned since: rotary positions on top of the fixed ones, RMS norms with
+scales of their own under adaLN-Zero, SwiGLU, and optionally normalised queries and keys. Made for latents of
+32 channels at a sixteenth of the image's side, one token a position. A block exposes 'attention' and 'mlp',
+its two halves before their gates.
+"""
+
+# B batch, L tokens, D width, K width of a head, H height, W width of the input, C channels
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgen.config import Count, Depth, Dtype, Size
+from jaxgen.layers.attention import SelfAttention
+from jaxgen.layers.embeddings import LabelEmbedding, TimeEmbedding, position_table
+from jaxgen.layers.linear import Linear, xavier_fused, zeros
+from jaxgen.layers.mlp import SwiGlu
+from jaxgen.layers.modulation import modulate, rms_norm
+from jaxgen.layers.patches import PatchEmbed, grid_of, unpatchify
+from jaxgen.layers.rope import rope_2d
+from jaxgen.layers.segment import Segment, expose
+from jaxgen.layers.stack import Stack, constrain
+
+# Published sizes: depth, width, heads.
+SIZES = {
+    'B': (12, 768, 12),
+    'L': (24, 1024, 16),
+    'XL': (28, 1152, 16),
+    '1p0B': (24, 1536, 24),
+    '1p6B': (28, 1792, 28),
+}
+
+
+class LightningDiTBlock(nn.Module):
+    """Attention and SwiGLU, each normalised, modulated and gated by the condition; `rope` [L, K / 2]."""
+
+    heads: int
+    qk_norm: bool = False
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        c_BD: jax.Array,
+        rope: jax.Array,
+        *,
+        per_layer: Any = None,
+        train: bool = False,
+    ) -> jax.Array:
+        width, dtype = x_BLD.shape[-1], x_BLD.dtype
+        modulation = Linear((6, width), kernel_init=zeros, name='modulation')
+        parts = modulation(jax.nn.silu(c_BD).astype(dtype))
+        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = (
+            parts[:, i, None] for i in range(6)
+        )
+        h = modulate(rms_norm(name='attention_norm')(x_BLD), shift_attention, scale_attention).astype(dtype)
+        attention = SelfAttention(
+            self.heads, implementation=self.implementation, head_norm=self.qk_norm, name='attention'
+        )
+        h = attention(h, rope=rope)
+        expose(self, 'attention', h)
+        x_BLD = x_BLD + gate_attention * h
+        h = modulate(rms_norm(name='mlp_norm')(x_BLD), shift_mlp, scale_mlp).astype(dtype)
+        # Two thirds of DiT's hidden width: as many parameters with three matrices.
+        hidden = int(2 / 3 * (4 * width))
+        h = SwiGlu(hidden, width, use_bias=True, kernel_init=xavier_fused(2), name='mlp')(h)
+        expose(self, 'mlp', h)
+        return x_BLD + gate_mlp * h
+
+
+class FinalLayer(nn.Module):
+    """Norm, modulation by the condition, projection to patches."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, c_BD: jax.Array) -> jax.Array:
+        width, dtype = x_BLD.shape[-1], x_BLD.dtype
+        modulation = Linear((2, width), kernel_init=zeros, name='modulation')
+        parts = modulation(jax.nn.silu(c_BD).astype(dtype))
+        h = modulate(rms_norm(name='norm')(x_BLD), parts[:, 0, None], parts[:, 1, None]).astype(dtype)
+        return Linear(self.features, kernel_init=zeros, name='out')(h)
+
+
+class LightningDiT(nn.Module):
+    """The network; `cond` is {'label': int [B], 'drop': bool [B]}."""
+
+    depth: int
+    width: int
+    heads: int
+    patch: int
+    channels: int
+    classes: int
+    qk_norm: bool
+    dtype: Any
+    attention: str | None
+    scan: bool
+    remat: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BHWC: jax.Array,
+        t_B: jax.Array,
+        cond: dict[str, jax.Array],
+        *,
+        memory: Any = None,
+        per_layer: Any = None,
+        capture: tuple[str, ...] = (),
+        train: bool = False,
+    ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+        grid = grid_of(x_BHWC, self.patch)
+        x_BLD = PatchEmbed(self.width, self.patch, name='patch')(x_BHWC.astype(self.dtype))
+        x_BLD = (x_BLD + position_table(grid, self.width)).astype(self.dtype)
+        label_BD = LabelEmbedding(self.classes, self.width, name='label')(cond['label'], cond['drop'])
+        c_BD = TimeEmbedding(self.width, name='time')(t_B) + label_BD
+
+        block = LightningDiTBlock(self.heads, self.qk_norm, self.attention, parent=None)
+        stack = Stack((Segment(block, self.depth),), self.scan, self.remat, name='blocks')
+        rope_LK = jnp.asarray(rope_2d(grid, self.width // self.heads))
+        x_BLD, features, memory = stack(
+            x_BLD, c_BD, rope_LK, memory=memory, per_layer=per_layer, capture=capture, train=train
+        )
+        x_BLD = FinalLayer(self.patch**2 * self.channels, name='final')(x_BLD, c_BD)
+        # Sharded as its kernel the output would be gathered whole to be unpatchified.
+        x_BLD = constrain(x_BLD)
+        return unpatchify(x_BLD, grid, self.patch).astype(jnp.float32), features, memory
+
+
+def build(
+    size: str = 'XL',
+    patch: Size = 1,
+    channels: Size = 32,
+    classes: Count = 1000,
+    qk_norm: bool = False,
+    dtype: Dtype = 'float32',
+    attention: str | None = None,
+    scan: bool = True,
+    remat: str = 'none',
+    hidden: Size | None = None,
+    depth: Depth | None = None,
+    heads: Size | None = None,
+) -> LightningDiT:
+    """A LightningDiT of a published size; hidden, depth and heads override it.
+
+    `qk_norm` is for trainings that run into NaN, as the authors advise; their published weights are without.
+    `dtype` is what it computes in.
+    """
+    if size not in SIZES:
+        raise ValueError(f'LightningDiT has no size {size!r}; choose from {sorted(SIZES)}')
+    size_depth, size_hidden, size_heads = SIZES[size]
+    return LightningDiT(
+        depth=depth or size_depth,
+        width=hidden or size_hidden,
+        heads=heads or size_heads,
+        patch=patch,
+        channels=channels,
+        classes=classes,
+        qk_norm=qk_norm,
+        dtype=jnp.dtype(dtype),
+        attention=attention,
+        scan=scan,
+        remat=remat,
+    )

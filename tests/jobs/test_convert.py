@@ -1,0 +1,232 @@
+"""Published weights become a run and a run published weights, tensor for tensor; neither needs torch."""
+
+import functools
+import hashlib
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import published
+import pytest
+
+from jaxgen import generate, pretrained, recipe
+from jaxgen.jobs import convert, sample, train
+from jaxgen.program import Program, assemble
+from jaxgen.weights import safetensors
+
+FOREIGN = ('torch', 'tensorflow', 'diffusers', 'transformers', 'safetensors')
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch, tmp_path):
+    """One device, and programs compiled without optimisation."""
+    for module in (convert, generate, sample, train):
+        monkeypatch.setattr(module, 'assemble', functools.partial(assemble, devices=jax.devices()[:1]))
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('published') / 'weights'
+    published.publish(folder)
+    return folder
+
+
+def tensors(folder):
+    """Every tensor of a folder by file and name."""
+    return {
+        (file.relative_to(folder), name): np.asarray(array)
+        for file in sorted(pathlib.Path(folder).rglob('*.safetensors'))
+        for name, array in safetensors.read(str(file)).items()
+    }
+
+
+def assert_same_tensors(one, other):
+    one, other = tensors(one), tensors(other)
+    assert one.keys() == other.keys() and len(one) > 100
+    for name, array in one.items():
+        assert array.dtype == other[name].dtype
+        np.testing.assert_array_equal(array, other[name])
+
+
+def configured(weights, *overrides):
+    return recipe.build(pretrained.configured({}, str(weights), overrides))
+
+
+def half_precision(folder, copy):
+    """The same folder in the halves that published folders often are in."""
+    shutil.copytree(folder, copy)
+    for file in pathlib.Path(copy).rglob('*.safetensors'):
+        dtype = jax.numpy.bfloat16 if 'text' in str(file) else np.float16
+        arrays = {name: np.array(array).astype(dtype) for name, array in safetensors.read(str(file)).items()}
+        entries = [(name, a.shape, a.dtype, lambda a=a: a) for name, a in arrays.items()]
+        safetensors.write(str(file), entries, {'format': 'pt'})
+    return copy
+
+
+@pytest.mark.parametrize('half', [False, True])
+def test_there_and_back_is_identical(weights, half, tmp_path):
+    weights = half_precision(weights, tmp_path / 'half') if half else weights
+    built = configured(weights)
+    record = convert.run(built, tmp_path / 'run', weights=str(weights))
+    assert record['files'] == json.loads((tmp_path / 'run' / 'convert.json').read_text())['files']
+    name, digest = next(iter(record['files'].items()))
+    assert hashlib.sha256((tmp_path / 'run' / name).read_bytes()).hexdigest() == digest
+    convert.run(built, tmp_path / 'run', export=str(tmp_path / 'back'))
+    assert_same_tensors(weights, tmp_path / 'back')
+    for file in (
+        'model_index.json',
+        'transformer/config.json',
+        'vae/config.json',
+        'text_encoder/config.json',
+    ):
+        ours, theirs = (json.loads((folder / file).read_text()) for folder in (tmp_path / 'back', weights))
+        assert ours == theirs
+
+
+def test_a_converted_run_draws_the_same(weights, tmp_path):
+    prompts = ['a red circle', 'two blue squares']
+    direct = generate.open_weights(str(weights))(prompts, seed=3)
+    convert.run(configured(weights), tmp_path / 'run', weights=str(weights))
+    shutil.move(tmp_path / 'run', tmp_path / 'moved')
+    again = generate.open_run(str(tmp_path / 'moved'))(prompts, seed=3)
+    assert direct.std() > 1
+    np.testing.assert_array_equal(direct, again)
+
+
+def test_what_is_trained_from_weights_is_published(weights, tmp_path):
+    """Fine-tuned for two steps, sampled, exported: the same pictures from the run and from its export."""
+    data = "data={'name': 'synthetic', 'resolution': 16, 'captions': True, 'examples': 8}"
+    built = configured(weights, data, 'train.steps=2', 'train.batch=2', 'train.sample_batch=2')
+    train.run(built, tmp_path / 'run')
+    drawn = sample.run(built, tmp_path / 'run', prompt=['a cat'], weights=str(weights), trained=True)
+    assert drawn['checkpoint'] == 2
+    convert.run(built, tmp_path / 'run', export=str(tmp_path / 'export'))
+    from_run = generate.open_run(str(tmp_path / 'run'))(['a cat'], seed=1)
+    from_export = generate.open_weights(str(tmp_path / 'export'))(['a cat'], seed=1)
+    np.testing.assert_array_equal(from_run, from_export)
+    before, after = tensors(weights), tensors(tmp_path / 'export')
+    changed = {str(file) for (file, name), array in after.items() if not (array == before[file, name]).all()}
+    assert changed == {'transformer/diffusion_pytorch_model.safetensors'}
+
+
+@pytest.mark.parity
+def test_an_export_is_what_diffusers_reads(weights, tmp_path):
+    torch, diffusers = pytest.importorskip('torch'), pytest.importorskip('diffusers')
+    pipeline = diffusers.PixArtAlphaPipeline.from_pretrained(weights)
+    assert type(pipeline.tokenizer).__name__ == 'ByT5Tokenizer'
+    for part, folder in (('transformer', 'transformer'), ('vae', 'vae'), ('text_encoder', 'text_encoder')):
+        theirs = {name: array.numpy() for name, array in getattr(pipeline, part).state_dict().items()}
+        for (_, name), array in tensors(weights / folder).items():
+            np.testing.assert_array_equal(array, theirs[name])
+    pipeline.save_pretrained(tmp_path / 'theirs')
+    ours, theirs = (generate.open_weights(str(one))(['a cat']) for one in (weights, tmp_path / 'theirs'))
+    np.testing.assert_array_equal(ours, theirs)
+    assert torch is not None
+
+
+def test_nothing_foreign_is_imported(weights, tmp_path):
+    blocked = (
+        f'import sys\nfor name in {FOREIGN!r}: sys.modules[name] = None\nimport jaxgen.main as m; m.entry()'
+    )
+    for options in (
+        ['--mode=sample', '--prompt=a cat', f'--workdir={tmp_path / "drawn"}'],
+        ['--mode=convert', f'--export={tmp_path / "export"}'],
+    ):
+        command = [sys.executable, '-c', blocked, *options, f'--weights={weights}']
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'drawn' / 'samples' / '00000.png').exists()
+    assert_same_tensors(weights, tmp_path / 'export')
+
+
+def test_features_are_computed_once(weights, tmp_path, monkeypatch):
+    built = configured(weights)
+    record = sample.run(built, tmp_path / 'run', prompt=['a cat'], weights=str(weights))
+    kept = sorted((tmp_path / 'home').rglob('*.safetensors'))
+    assert len(kept) == 2  # the prompt's, and those of no prompt
+    loaded, real = [], Program.loaded
+    monkeypatch.setattr(
+        Program, 'loaded', lambda self, names: loaded.append(list(names)) or real(self, names)
+    )
+    again = sample.run(built, tmp_path / 'run', prompt=['a cat'], weights=str(weights))
+    assert loaded == [['tokenizer', 'model']]
+    first, second = ((tmp_path / 'run' / one['files'][0]).read_bytes() for one in (record, again))
+    assert first == second
+    kept[0].write_bytes(b'broken')
+    sample.run(built, tmp_path / 'run', prompt=['a cat'], weights=str(weights))
+    assert loaded[1] == ['text'] and len(safetensors.read(str(kept[0]))) == 1
+
+
+def remove(file):
+    return lambda folder: (folder / file).unlink()
+
+
+def rewrite(file, old, new):
+    def change(folder):
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new))
+
+    return change
+
+
+def cut(file):
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:-100])
+
+
+TRANSFORMER, VAE = (
+    'transformer/diffusion_pytorch_model.safetensors',
+    'vae/diffusion_pytorch_model.safetensors',
+)
+BROKEN = {
+    'truncated': (cut(TRANSFORMER), 'diffusion_pytorch_model.safetensors'),
+    'no tensors': (remove(VAE), 'vae'),
+    'wrong model': (lambda f: shutil.copy(f / VAE, f / TRANSFORMER), 'do not fit'),
+    'wrong shape': (rewrite('text_encoder/config.json', '"d_ff": 48', '"d_ff": 40'), '3 misshapen'),
+    'other class': (rewrite('vae/config.json', 'AutoencoderKL', 'AutoencoderDC'), 'AutoencoderDC'),
+    'other pipeline': (rewrite('model_index.json', 'PixArtAlpha', 'Flux'), 'FluxPipeline'),
+    'no config': (remove('text_encoder/config.json'), 'config.json'),
+    'broken config': (rewrite('vae/config.json', '{', '['), 'config.json'),
+}
+
+
+@pytest.mark.parametrize('case', BROKEN)
+def test_broken_weights_are_one_clear_error(weights, case, tmp_path):
+    folder = tmp_path / 'weights'
+    shutil.copytree(weights, folder)
+    change, said = BROKEN[case]
+    change(folder)
+    with pytest.raises(ValueError) as error:
+        built = configured(folder)
+        convert.check(built, tmp_path / 'run', weights=str(folder))
+    assert said in str(error.value) and str(folder) in str(error.value)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_what_makes_no_sense_is_refused(weights, tmp_path):
+    built = configured(weights)
+    (tmp_path / 'there').mkdir()
+    for options, said in (
+        ({}, '--export'),
+        ({'weights': str(weights), 'export': str(tmp_path / 'there')}, 'is there already'),
+        ({'weights': str(weights), 'checkpoint': 3}, '--checkpoint'),
+        ({'export': str(tmp_path / 'new')}, 'no checkpoint'),
+    ):
+        with pytest.raises(ValueError, match=said):
+            convert.check(built, tmp_path / 'none', **options)
+    with pytest.raises(ValueError, match='give a --config'):
+        pretrained.configured({}, str(weights / 'transformer'))
+    with pytest.raises(ValueError, match="holds the model 'pixart'"):
+        pretrained.configured({'model': {'name': 'dit'}}, str(weights))
+    convert.run(built, tmp_path / 'run', weights=str(weights))
+    with pytest.raises(ValueError, match='leave --weights out'):
+        sample.check(built, tmp_path / 'run', prompt=['a'], weights=str(weights))
