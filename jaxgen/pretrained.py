@@ -25,17 +25,16 @@ SAMPLING = {'pixart': {'steps': 20, 'guidance': 4.5}, 'dit': {'steps': 50, 'guid
 def configured(config: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
     """The config ({}: a new one) for published weights, with 'section.key=value' set.
 
-    source: a pipeline's folder; or the model alone, a file or a folder, for a config that has all else.
+    source: a pipeline's folder; or for a config that has all else the model alone, and networks beside it.
     """
     folder = files.resolve(source)
     if (pathlib.Path(folder) / INDEX).is_file():
         sections, sources = published.sections(folder)
         sections['prediction']['learned_variance'] = sections['model'].get('learned_variance', False)
-        sections['model'].pop('caption_length', None)  # the conditioner says how much it reads
         sections['data'] = {'resolution': _resolution(sections, sources)}
         config = config or _complete(sections)
     elif config:
-        sections, sources = {}, {'model': folder}
+        sections, sources = published.side_by_side(folder)
     else:
         raise ValueError(
             f'{source} has no {INDEX}, so it does not say what goes with the model; give a --config, or a '

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 
 from jaxgen.program import Program, assemble, check_params, check_published, is_run, load_params
@@ -21,6 +22,7 @@ from jaxgen.weights import files, pipelines, published
 
 log = logging.getLogger('jaxgen')
 RECORD, TOKENS = 'convert.json', 'tokenizer'
+IN_FLIGHT = 2**28  # bytes being written, or as many as the largest array has
 
 
 def check(
@@ -105,5 +107,8 @@ def _adopt(recipe: Recipe, load: Callable[[Sequence[str]], Mapping[str, Any]], w
     if config['conditioner'].get('tokens'):
         recipe.conditioner.vocabulary.save(workdir / TOKENS)
         config['conditioner'] = {**config['conditioner'], 'tokens': str(workdir / TOKENS)}
-    with Checkpoints(workdir / 'checkpoints', asynchronous=False) as checkpoints:
-        checkpoints.save(0, {'params': load(list(recipe.networks))}, {'config': config})
+    params = load(list(recipe.networks))
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    folder, in_flight = workdir / 'checkpoints', max(largest + 1, IN_FLIGHT)
+    with Checkpoints(folder, asynchronous=False, in_flight=in_flight) as checkpoints:
+        checkpoints.save(0, {'params': params}, {'config': config})

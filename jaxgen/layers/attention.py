@@ -82,7 +82,8 @@ class SelfAttention(nn.Module):
     """Multi-head attention of a sequence to itself.
 
     `qk_norm` layer-normalises whole queries and keys, `head_norm` RMS-normalises those of each head.
-    `compress` > 1 lets keys and values be a coarser grid, and then needs `grid`. `rope` are angles [L, K / 2].
+    `compress` > 1 lets keys and values be a coarser grid, and then needs `grid`. `rope` are angles
+    [L, K / 2].
     """
 
     heads: int

@@ -30,6 +30,7 @@ log = logging.getLogger('jaxgen')
 
 _STATE, _RECORD = 'state', 'record'
 _LEAST_SLICE = 2**24
+_CHUNK, _FILE = 2**24, 2**27  # bytes compressed at a time, and of a file: what is written waits in memory
 _LONG = 160
 _OURS = (
     MemoryError,
@@ -56,11 +57,13 @@ class Checkpoints:
         keep_period: int | None = None,
         asynchronous: bool = True,
         read_only: bool = False,
+        in_flight: int | None = None,
     ):
         """Keeps the last `keep` steps and every multiple of `keep_period`.
 
         `read_only` is for readers beside a running job: it neither creates the directory nor removes what an
-        interrupted save left.
+        interrupted save left. `in_flight`: the bytes that may be copied for writing at a time, more than any
+        array has.
         """
         self.directory = epath.Path(directory).expanduser()
         if '://' not in str(directory):
@@ -79,12 +82,14 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
         )
-        self._read_only = read_only
+        self._read_only, self._in_flight = read_only, in_flight
         self._manager = self._open()
         self._saving: int | None = None
 
     def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self.directory, options=self._options, handler_registry=_handlers())
+        return ocp.CheckpointManager(
+            self.directory, options=self._options, handler_registry=_handlers(self._in_flight)
+        )
 
     def save(self, step: int, tree: Any, metadata: Mapping[str, Any] | None = None) -> None:
         """Stores a tree of arrays under a step; returns once the arrays may be donated.
@@ -100,7 +105,11 @@ class Checkpoints:
             )
         named = named_leaves(canonical(tree))
         arguments = {
-            _STATE: ocp.args.PyTreeSave(_nest(named)),
+            _STATE: ocp.args.PyTreeSave(
+                _nest(named),
+                _nest({name: ocp.SaveArgs(chunk_byte_size=_CHUNK) for name in named}),
+                ocdbt_target_data_file_size=_FILE,
+            ),
             _RECORD: ocp.args.JsonSave(records.make(named, metadata or {})),
         }
         self._saving = step
@@ -302,15 +311,15 @@ class Checkpoints:
         return step
 
 
-def _handlers() -> ocp.DefaultCheckpointHandlerRegistry:
+def _handlers(in_flight: int | None) -> ocp.DefaultCheckpointHandlerRegistry:
     """Orbax's handlers, but small replicated arrays are written by one replica.
 
     By default each replica writes its slice, and every shape compiles a program that cuts it.
     """
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_SLICE)
-    trees = ocp.PyTreeCheckpointHandler(
-        type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-    )
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    writer = ocp.BasePyTreeCheckpointHandler(save_concurrent_bytes=in_flight, type_handler_registry=registry)
+    trees = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, handler_impl=writer)
     handlers = ocp.DefaultCheckpointHandlerRegistry()
     for arguments in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
         handlers.add(_STATE, arguments, trees)

@@ -12,7 +12,7 @@ from etils import epath
 from jaxgen.weights import published, schedulers
 
 # Which part of a pipeline each of our networks is.
-FOLDERS = {'model': 'transformer', 'tokenizer': 'vae', 'text': 'text_encoder'}
+FOLDERS = {network: folder for folder, (_, network) in published.PLACES.items()}
 LIBRARIES = {'model': 'diffusers', 'tokenizer': 'diffusers', 'text': 'transformers'}
 VERSION = '0.42.1'  # of diffusers, whose layout this is
 ALPHA_LENGTH = 120  # tokens that PixArt-alpha's pipeline reads; Sigma's reads more

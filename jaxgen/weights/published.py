@@ -36,7 +36,7 @@ SHARD = 5 * 10**9  # bytes of a file at most, where there is more
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A published pipeline: the families of its networks, and how many tokens it reads of a caption, if any."""
+    """A published pipeline: the families of its networks, and the tokens it reads of a caption, if any."""
 
     networks: Mapping[str, str]
     length: int | None = None
@@ -200,6 +200,34 @@ def sections(path: str) -> tuple[dict[str, Any], dict[str, str]]:
         scheduler = _read_json(place / 'scheduler_config.json')
         with _about('scheduler'):
             return config | schedulers.sections_of(index['scheduler'][1], scheduler), sources
+
+
+def side_by_side(path: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same for networks that lie side by side without an index, as authors hand them out.
+
+    A file is the model alone. A folder may hold the model's file, and folders of a text encoder (with its
+    tokenizer) and an autoencoder, each with its config.json.
+    """
+    folder = pathlib.Path(files.resolve(path))
+    config, sources = {}, {'model': str(folder)}
+    components = {
+        family: component for one in PIPELINES.values() for component, family in one.networks.items()
+    }
+    for place in sorted(file.parent for file in folder.glob('**/config.json')):
+        try:
+            family, arguments = family_for(_read_json(place / 'config.json'))
+        except ValueError:
+            continue  # of something else
+        if _name(family) not in components:
+            continue
+        section, network = PLACES[components[_name(family)]]
+        if section in config:
+            raise ValueError(f'{path} holds {sources[network]} and {place}; leave one of them.')
+        config[section] = {'name': _name(family), **arguments}
+        sources[network] = str(place)
+        if section == 'conditioner':
+            config[section]['tokens'] = str(place)
+    return config, sources
 
 
 def _pipeline(index: Mapping[str, Any]) -> Pipeline:

@@ -33,7 +33,8 @@ def published(tokenizer: KlVae) -> dict[str, np.ndarray]:
     hollow = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), like)
     names = to_published(family.layouts(network)['authors'], hollow)
     arrays = weights({name: array.shape for name, array in names.items()})
-    return arrays | {'std': 0.5 + np.abs(arrays['std'])}
+    arrays['std'] = 0.5 + np.abs(arrays['std'])
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
 def parameters(tokenizer: KlVae) -> dict[str, Any]:

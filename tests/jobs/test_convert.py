@@ -12,11 +12,14 @@ import jax
 import numpy as np
 import published
 import pytest
+from PIL import Image
 
+from jaxgen import config as configs
 from jaxgen import generate, pretrained, recipe
 from jaxgen.jobs import convert, sample, train
 from jaxgen.program import Program, assemble
-from jaxgen.weights import safetensors
+from jaxgen.weights import pixart, safetensors
+from jaxgen.weights.names import entries
 
 FOREIGN = ('torch', 'tensorflow', 'diffusers', 'transformers', 'safetensors')
 ROOT = pathlib.Path(__file__).parents[2]
@@ -116,6 +119,27 @@ def test_what_is_trained_from_weights_is_published(weights, tmp_path):
     before, after = tensors(weights), tensors(tmp_path / 'export')
     changed = {str(file) for (file, name), array in after.items() if not (array == before[file, name]).all()}
     assert changed == {'transformer/diffusion_pytorch_model.safetensors'}
+
+
+def test_authors_files_side_by_side(weights, tmp_path):
+    """The model in its authors' names, with folders of T5 and the autoencoder beside it."""
+    built, params = published.random_recipe()
+    folder = tmp_path / 'side'
+    shutil.copytree(weights / 'text_encoder', folder / 't5-v1_1')
+    shutil.copy(weights / 'tokenizer' / 'tokenizer_config.json', folder / 't5-v1_1')
+    shutil.copytree(weights / 'vae', folder / 'sd-vae')
+    authors = pixart.layouts(built.networks['model'].module)['authors']
+    safetensors.write(str(folder / 'PixArt.safetensors'), entries(authors, params['model']), {})
+    config = pretrained.configured(configs.load(published.CONFIG), str(folder))
+    record = sample.run(recipe.build(config), tmp_path / 'run', prompt=['a cat'], weights=str(folder))
+    program = assemble(built, jax.devices()[:1])
+    draw = generate.drawing(program, lambda names: {name: params[name] for name in names})
+    with Image.open(tmp_path / 'run' / record['files'][0]) as picture:
+        np.testing.assert_allclose(np.asarray(picture), draw(['a cat'])[0], atol=1)
+    shutil.rmtree(folder / 'sd-vae')
+    config = pretrained.configured(configs.load(published.CONFIG), str(folder))
+    with pytest.raises(ValueError, match="the network 'tokenizer', which would be random"):
+        sample.check(recipe.build(config), tmp_path / 'run', weights=str(folder))
 
 
 @pytest.mark.parity
