@@ -17,10 +17,10 @@ from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from jaxgen.program import Program, is_run
+from jaxgen.program import Program
 from jaxgen.recipe import Recipe
 from jaxgen.training import sharding
-from jaxgen.weights import files, safetensors
+from jaxgen.weights import safetensors
 
 Example = Mapping[str, Any]
 log = logging.getLogger('jaxgen')
@@ -31,39 +31,53 @@ BLANK = {'size': (1, 1)}  # captions are read alike for all sizes
 
 
 class Features:
-    """Features of captions by a program's frozen text encoder; `keep` it loaded where memory allows."""
+    """Features of captions by a program's frozen text encoder.
+
+    `weights` tells its parameters from any others: by that, features are kept in `folder`; '' keeps none. The
+    encoder itself stays loaded where `keep` says that there is room for it.
+    """
 
     def __init__(
         self,
         program: Program,
         load: Callable[[Sequence[str]], Mapping[str, Any]],
+        weights: str,
         folder: str = '~/.cache/jaxgen/features',
         keep: bool = False,
     ):
         self._program, self._load, self._keep = program, load, keep
-        self._folder = epath.Path(folder).expanduser() / self._identity() if self._identity() else None
+        network = program.recipe.networks[NAME]
+        maker = hashlib.sha256(f'{weights} {network.module} {network.dtype}'.encode()).hexdigest()[:16]
+        self._folder = epath.Path(folder).expanduser() / maker if weights else None
         self._known: dict[str, np.ndarray] = {}
         self._params: Any = None
+        self._batch = 1
         self._encode = jax.jit(program.recipe.conditioner.features)
 
-    def __call__(self, examples: Sequence[Example]) -> list[Example]:
-        """The examples, each with its caption's features and, where needed, those of the empty one."""
+    def __call__(
+        self, examples: Sequence[Example], negatives: Sequence[Example] | None = None
+    ) -> tuple[list[Example], list[Example] | None]:
+        """Both, each with its caption's features and, where needed, those of the empty one.
+
+        What is not known of them is read in one go. In a run of several processes all of them must ask.
+        """
         conditioner = self._program.recipe.conditioner
         nothing = [conditioner.nothing] if conditioner.nothing else []
-        names = [conditioner.cache_key(example['caption']) for example in [*examples, *nothing]]
-        missing = {name: one for name, one in zip(names, [*examples, *nothing]) if not self._find(name)}
-        if missing:
+        given = [*examples, *(negatives or ()), *nothing]
+        names = [conditioner.cache_key(example['caption']) for example in given]
+        if missing := self._missing(dict(zip(names, given))):
             self._compute(missing)
         null = {NULL: self._known[names[-1]]} if nothing else {}
-        return [{**example, NAME: self._known[name], **null} for example, name in zip(examples, names)]
+        read = [{**example, NAME: self._known[name], **null} for example, name in zip(given, names)]
+        count = len(examples)
+        return read[:count], None if negatives is None else read[count : count + len(negatives)]
 
-    def _identity(self) -> str:
-        """What the encoder is; '' where that cannot be said without reading all of it."""
-        network = self._program.recipe.networks[NAME]
-        if not network.init_from or is_run(network.init_from):
-            return ''
-        said = f'{files.fingerprint(network.init_from)} {network.module} {network.dtype}'
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+    def _missing(self, examples: Mapping[str, Example]) -> dict[str, Example]:
+        """Those whose features some process does not find: its disk may not be that of the others."""
+        found = np.asarray([self._find(name) for name in examples], bool)
+        if jax.process_count() > 1:
+            found = multihost_utils.process_allgather(found).all(axis=0)
+        return {name: example for (name, example), there in zip(examples.items(), found) if not there}
 
     def _path(self, name: str) -> epath.Path:
         return self._folder / f'{name}.safetensors'
@@ -81,7 +95,9 @@ class Features:
         if self._params is None:
             self._params = self._load((NAME,))
         shards = math.prod(program.mesh.shape[axis] for axis in sharding.BATCH_AXES)
-        batch = shards * min(-(-BATCH // shards), -(-len(names) // shards))
+        # Of few sizes, and no smaller than before: a later prompt compiles nothing.
+        asked = 2 ** math.ceil(math.log2(max(1, min(BATCH, len(names)) / shards)))
+        self._batch = batch = max(self._batch, shards * asked)
         mine = sharding.local_rows(program.mesh, batch)
         for start in tqdm(range(0, len(names), batch), desc='read prompts', unit='batch'):
             part = names[start : start + batch]
@@ -95,11 +111,10 @@ class Features:
                 self._known[name] = features[real]
                 self._write(name)
         if not self._keep:
-            jax.tree.map(lambda leaf: leaf.delete(), self._params)
             self._params = None
 
     def _write(self, name: str) -> None:
-        if self._folder is None or jax.process_index() != 0:
+        if self._folder is None:
             return
         features = self._known[name]
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from jaxgen.conditioning import aspects
 from jaxgen.conditioning.request import Request
 from jaxgen.features import NAME as TEXT
 from jaxgen.features import Features, ahead, fits_together
-from jaxgen.program import Program, assemble, check_params, check_published, load_params
+from jaxgen.program import Program, assemble, check_params, check_published, load_params, origin
 from jaxgen.recipe import Recipe, build
 from jaxgen.training import sharding
 from jaxgen.training.checkpoint import Checkpoints
@@ -156,7 +156,8 @@ def open_run(workdir: str, checkpoint: int | None = None, batch: int | None = No
     """
     program = assemble(build(config_of(workdir, checkpoint)))
     check_params(program, workdir, checkpoint)
-    return drawing(program, lambda names: load_params(program, workdir, checkpoint, names)[1], batch)
+    weights = origin(program, TEXT, workdir, checkpoint) if ahead(program.recipe) else ''
+    return drawing(program, lambda names: load_params(program, workdir, checkpoint, names)[1], batch, weights)
 
 
 def config_of(workdir: str, checkpoint: int | None = None) -> dict[str, Any]:
@@ -178,19 +179,30 @@ def open_weights(
     """
     program = assemble(build(pretrained.configured({}, source, overrides)))
     check_published(program)
-    return drawing(program, program.loaded, batch)
+    weights = origin(program, TEXT) if ahead(program.recipe) else ''
+    return drawing(program, program.loaded, batch, weights)
 
 
 def drawing(
-    program: Program, load: Callable[[Sequence[str]], Mapping[str, Any]], batch: int | None = None
+    program: Program,
+    load: Callable[[Sequence[str]], Mapping[str, Any]],
+    batch: int | None = None,
+    weights: str = '',
 ) -> Callable[..., np.ndarray]:
     """`draw(prompts, seed=0, negative='', knobs={}, canvas=None, size=None) -> images` of uint8.
 
     Image i has seed `seed + i`, as in `--mode=sample`; a sequence of seeds gives each its own. size: height
     and width; the nearest of the published buckets is drawn and fitted, or with `exact` the size itself.
+    `weights`: what features are kept by, see Features.
     """
-    recipe, params = program.recipe, {}
-    read = Features(program, load, keep=fits_together(program)) if ahead(recipe) else None
+    recipe, params, together = program.recipe, {}, fits_together(program)
+
+    def alone(names: Sequence[str]) -> Mapping[str, Any]:
+        if not together:
+            params.clear()  # they are loaded again
+        return load(names)
+
+    read = Features(program, alone, weights, keep=together) if ahead(recipe) else None
     make = functools.cache(
         lambda drawn, size: make_generator(
             recipe, program.mesh, batch or recipe.train.sample_batch, size=drawn, cut=size
@@ -212,7 +224,7 @@ def drawing(
         seeds = range(seed, seed + len(examples)) if isinstance(seed, int) else seed
         settings, drawn = recipe.sampler.knobs(**knobs), drawn_size(recipe, size, exact)
         if read is not None:
-            examples, negatives = read(examples), negatives and read(negatives)
+            examples, negatives = read(examples, negatives)
         if not params:
             params.update(load([name for name in recipe.networks if not (read and name == TEXT)]))
         return make(drawn, size)(params, examples, seeds, settings, negatives, canvas=canvas)

@@ -19,10 +19,11 @@ from jaxgen.recipe import Recipe, blank_example, call
 from jaxgen.training import ema, guard, optimizer, sharding, snapshots
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.diagnosis import why
+from jaxgen.training.digest import total
 from jaxgen.training.state import TrainState
 from jaxgen.training.step import example_keys, make_held_out, make_step
 from jaxgen.training.trainable import Trainable, merged, part
-from jaxgen.weights import published
+from jaxgen.weights import files, hub, published
 
 GROUPS = ('ema', 'params')
 
@@ -293,9 +294,28 @@ def _elsewhere(program: Program, workdir: str, names: tuple[str, ...], held: Con
     return missing
 
 
+def origin(program: Program, name: str, workdir: str = '', step: int | None = None) -> str:
+    """What tells a network's parameters from any others, without reading them; '' if drawn from a seed.
+
+    They are those that `load_params` takes from a run, or without one those that `init_from` says.
+    """
+    if workdir:
+        with Checkpoints(epath.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
+            leaves = checkpoints.last_record(step)[1]['leaves']
+        held = tuple(f'{group}/{name}/' for group in GROUPS)
+        if found := {leaf: about[2] for leaf, about in leaves.items() if leaf.startswith(held)}:
+            return total(found)
+    source = program.recipe.networks[name].init_from
+    if not source or is_run(source):
+        return origin(program, name, source) if source else ''
+    return ' '.join(map(files.fingerprint, files.several(source)))
+
+
 def is_run(source: str | epath.PathLike) -> bool:
     """Whether a source of parameters is the workdir of a run; else it is published weights."""
-    return '#' not in str(source) and (epath.Path(source).expanduser() / 'checkpoints').is_dir()
+    if '#' in str(source) or str(source).startswith(hub.SCHEME):  # asked, epath would go to the network
+        return False
+    return (epath.Path(source).expanduser() / 'checkpoints').is_dir()
 
 
 def check_sources(program: Program, names: Iterable[str] | None = None) -> None:

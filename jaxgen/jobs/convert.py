@@ -22,7 +22,6 @@ from jaxgen.weights import files, pipelines, published
 
 log = logging.getLogger('jaxgen')
 RECORD, TOKENS = 'convert.json', 'tokenizer'
-IN_FLIGHT = 2**28  # bytes being written, or as many as the largest array has
 
 
 def check(
@@ -62,7 +61,7 @@ def run(
     checkpoint: int | None = None,
     trained: bool = False,
 ) -> dict[str, Any]:
-    """Convert; returns what `convert.json` holds."""
+    """Convert; returns what `convert.json` holds, in the first process."""
     program = check(recipe, workdir, weights, export, checkpoint, trained)
     from_weights = bool(weights) and not trained
     reports = {}
@@ -80,9 +79,10 @@ def run(
     target = epath.Path(export or workdir).expanduser()
     (publish if export else _adopt)(recipe, load, target)
     record = {'config': recipe.config, 'weights': weights, 'reports': reports}
-    record['files'] = files.manifest(str(target))
-    write_json(target / RECORD, record)
-    log.info('%d files in %s, their hashes in %s.', len(record['files']), target, target / RECORD)
+    if jax.process_index() == 0:
+        record['files'] = files.manifest(str(target))
+        write_json(target / RECORD, record)
+        log.info('%d files in %s, their hashes in %s.', len(record['files']), target, target / RECORD)
     return record
 
 
@@ -92,7 +92,8 @@ def publish(recipe: Recipe, load: Callable[[Sequence[str]], Mapping[str, Any]], 
     load: the parameters of the networks of these names.
     """
     with published.writing(os.fspath(folder)) as unfinished:
-        pipelines.write_rest(epath.Path(unfinished), recipe.config, recipe.networks, recipe.conditioner)
+        if jax.process_index() == 0:
+            pipelines.write_rest(epath.Path(unfinished), recipe.config, recipe.networks, recipe.conditioner)
         for name, network in recipe.networks.items():
             params = load((name,))[name]
             published.save_network(str(unfinished / pipelines.FOLDERS[name]), network.module, params)
@@ -105,10 +106,8 @@ def _adopt(recipe: Recipe, load: Callable[[Sequence[str]], Mapping[str, Any]], w
     for name, section in recipe.config.get('networks', {}).items():
         config['networks'][name] = {key: value for key, value in section.items() if key != 'init_from'}
     if config['conditioner'].get('tokens'):
-        recipe.conditioner.vocabulary.save(workdir / TOKENS)
+        if jax.process_index() == 0:
+            recipe.conditioner.vocabulary.save(workdir / TOKENS)
         config['conditioner'] = {**config['conditioner'], 'tokens': str(workdir / TOKENS)}
-    params = load(list(recipe.networks))
-    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
-    folder, in_flight = workdir / 'checkpoints', max(largest + 1, IN_FLIGHT)
-    with Checkpoints(folder, asynchronous=False, in_flight=in_flight) as checkpoints:
-        checkpoints.save(0, {'params': params}, {'config': config})
+    with Checkpoints(workdir / 'checkpoints', asynchronous=False, lean=True) as checkpoints:
+        checkpoints.save(0, {'params': load(list(recipe.networks))}, {'config': config})

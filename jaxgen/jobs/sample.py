@@ -20,7 +20,7 @@ from jaxgen.data import images as files
 from jaxgen.features import NAME as TEXT
 from jaxgen.features import Features, ahead
 from jaxgen.generate import Canvas, drawn_size, make_generator
-from jaxgen.program import Program, assemble, check_params, check_published, is_run, load_params
+from jaxgen.program import Program, assemble, check_params, check_published, is_run, load_params, origin
 from jaxgen.recipe import Recipe
 from jaxgen.training.telemetry import write_json
 
@@ -153,8 +153,9 @@ def run(
     names = list(recipe.networks)
     if ahead(recipe):
         names.remove(TEXT)
-        read = Features(program, lambda names: load(names)[1])
-        examples, negatives = read(examples), negatives and read(negatives)
+        text_weights = origin(program, TEXT, '' if published else workdir, checkpoint)
+        read = Features(program, lambda names: load(names)[1], text_weights)
+        examples, negatives = read(examples, negatives)
     step, params = load(names)
     first = _next_number(workdir / 'samples')
     batch, drawn = recipe.train.sample_batch, order.drawn

@@ -30,7 +30,7 @@ log = logging.getLogger('jaxgen')
 
 _STATE, _RECORD = 'state', 'record'
 _LEAST_SLICE = 2**24
-_CHUNK, _FILE = 2**24, 2**27  # bytes compressed at a time, and of a file: what is written waits in memory
+_CHUNK = 2**26  # bytes compressed at a time
 _LONG = 160
 _OURS = (
     MemoryError,
@@ -57,13 +57,13 @@ class Checkpoints:
         keep_period: int | None = None,
         asynchronous: bool = True,
         read_only: bool = False,
-        in_flight: int | None = None,
+        lean: bool = False,
     ):
         """Keeps the last `keep` steps and every multiple of `keep_period`.
 
         `read_only` is for readers beside a running job: it neither creates the directory nor removes what an
-        interrupted save left. `in_flight`: the bytes that may be copied for writing at a time, more than any
-        array has.
+        interrupted save left. `lean` writes files for each array, many more of them, with hardly any memory
+        for it.
         """
         self.directory = epath.Path(directory).expanduser()
         if '://' not in str(directory):
@@ -82,13 +82,13 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
         )
-        self._read_only, self._in_flight = read_only, in_flight
+        self._read_only, self._lean = read_only, lean
         self._manager = self._open()
         self._saving: int | None = None
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
-            self.directory, options=self._options, handler_registry=_handlers(self._in_flight)
+            self.directory, options=self._options, handler_registry=_handlers(self._lean)
         )
 
     def save(self, step: int, tree: Any, metadata: Mapping[str, Any] | None = None) -> None:
@@ -108,7 +108,6 @@ class Checkpoints:
             _STATE: ocp.args.PyTreeSave(
                 _nest(named),
                 _nest({name: ocp.SaveArgs(chunk_byte_size=_CHUNK) for name in named}),
-                ocdbt_target_data_file_size=_FILE,
             ),
             _RECORD: ocp.args.JsonSave(records.make(named, metadata or {})),
         }
@@ -311,15 +310,14 @@ class Checkpoints:
         return step
 
 
-def _handlers(in_flight: int | None) -> ocp.DefaultCheckpointHandlerRegistry:
+def _handlers(lean: bool) -> ocp.DefaultCheckpointHandlerRegistry:
     """Orbax's handlers, but small replicated arrays are written by one replica.
 
     By default each replica writes its slice, and every shape compiles a program that cuts it.
     """
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_SLICE)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-    writer = ocp.BasePyTreeCheckpointHandler(save_concurrent_bytes=in_flight, type_handler_registry=registry)
-    trees = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, handler_impl=writer)
+    trees = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_ocdbt=not lean)
     handlers = ocp.DefaultCheckpointHandlerRegistry()
     for arguments in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
         handlers.add(_STATE, arguments, trees)

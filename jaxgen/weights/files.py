@@ -22,12 +22,17 @@ PREFIXES = ('module.', '_orig_mod.')  # of torch's wrappers, when all names have
 INDEX = '.index.json'
 SUFFIXES = ('.safetensors', '.bin', '.pth', '.pt', '.ckpt')
 POINTER = b'version https://git-lfs'
-PIECE = 2**20  # bytes
+PIECE, PROBE, STRIDE = 2**20, 2**12, 2**24  # bytes of a file's ends and in between, and how far apart
 
 
 def open_arrays(path: str) -> dict[str, np.ndarray]:
     """The published arrays of a path by name; nothing of them is in memory until it is looked at."""
     return _opened(path)[0]
+
+
+def several(paths: str) -> list[str]:
+    """The paths that are given as one, with commas between."""
+    return [paths] if os.path.exists(os.path.expanduser(paths)) else paths.split(',')
 
 
 def chosen(path: str) -> str:
@@ -50,7 +55,10 @@ def resolve(path: str) -> str:
 
 
 def fingerprint(path: str) -> str:
-    """A hash of the names, the sizes and both ends of a path's weight files: quick, for caches' keys."""
+    """A hash of the names, the sizes, both ends and probes of a path's weight files: quick, for caches' keys.
+
+    Probes lie so close that no large array can be another one unnoticed.
+    """
     place, part = _split(resolve(path))
     top = pathlib.Path(place)
     if top.is_dir():
@@ -66,9 +74,10 @@ def fingerprint(path: str) -> str:
         size = file.stat().st_size
         digest.update(f'\n{file.relative_to(top).as_posix()} {size}\n'.encode())
         with file.open('rb') as stream:
-            digest.update(stream.read(PIECE))
-            stream.seek(max(0, size - PIECE))
-            digest.update(stream.read(PIECE))
+            probes = [(start, PROBE) for start in range(STRIDE, size, STRIDE)]
+            for start, length in ((0, PIECE), *probes, (max(0, size - PIECE), PIECE)):
+                stream.seek(start)
+                digest.update(stream.read(length))
     return digest.hexdigest()
 
 

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.experimental import multihost_utils
 
 from jaxgen import weights
 from jaxgen.weights import files, names, safetensors, schedulers
@@ -114,7 +115,7 @@ def report(network: nn.Module, path: str, like: Tree) -> str:
     size = sum(array.nbytes for array in arrays.values())
     own = [path for leaf in leaves(like) if names.lacks(table, found, leaf) for path in leaf.paths]
     copies = sorted({copy.name for _, copy in found.copies} - arrays.keys())
-    chosen = ' and '.join(map(files.chosen, path.split(',')))
+    chosen = ' and '.join(map(files.chosen, files.several(path)))
     lines = [f"{chosen}: {len(arrays)} tensors in the layout '{name}', {size:,} bytes of {dtypes}"]
     further = {
         'the same once more': copies,
@@ -145,30 +146,44 @@ def open_network(path: str, dtype: str | None = None) -> tuple[nn.Module, Tree]:
 
 
 def save_network(folder: str, network: nn.Module, params: Tree, dtype: str | None = None) -> None:
-    """Write the folder that `from_pretrained` reads: config.json and safetensors, in any float dtype."""
+    """Write the folder that `from_pretrained` reads: config.json and safetensors, in any float dtype.
+
+    In a run of several processes all of them call it, and the first one writes.
+    """
     family = family_of(network)
     config, table = family.to_config(network), next(iter(family.layouts(network).values()))
     stem = 'diffusion_pytorch_model' if '_class_name' in config else 'model'
     arrays = names.entries(table, params, dtype)
     with writing(folder) as unfinished:
+        if jax.process_index() != 0:
+            safetensors.made_in_order(arrays, SHARD)
+            return
         (unfinished / 'config.json').write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
         safetensors.write_sharded(unfinished, stem, arrays, SHARD)
 
 
 @contextlib.contextmanager
 def writing(folder: str) -> Iterator[pathlib.Path]:
-    """A new folder, under another name beside it until all went well, and removed if not."""
+    """A new folder, under another name beside it until all went well, and removed if not.
+
+    Of several processes the first one makes it, and the others wait until it is there.
+    """
     target = pathlib.Path(folder)
-    if target.exists():
-        raise ValueError(f'{folder} is there already; give a folder that is not.')
     unfinished = target.with_name(f'{target.name}.part')
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    if jax.process_index() != 0:
         yield unfinished
-        unfinished.rename(target)
-    finally:
+    else:
+        if target.exists():
+            raise ValueError(f'{folder} is there already; give a folder that is not.')
         shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        try:
+            yield unfinished
+            unfinished.rename(target)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f'jaxgen/{folder}')
 
 
 def sections(path: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -260,10 +275,8 @@ def _matched(network: nn.Module, path: str) -> tuple[str, NameMap, Match]:
 
 def _opened(path: str) -> dict[str, np.ndarray]:
     """The arrays of a path, or of several with commas between, each with names of its own."""
-    if ',' not in path:
-        return files.open_arrays(path)
     arrays: dict[str, np.ndarray] = {}
-    for each in path.split(','):
+    for each in files.several(path):
         further = files.open_arrays(each)
         if twice := sorted(arrays.keys() & further.keys()):
             raise ValueError(f'{each} holds {twice[0]!r}, and so does a path before it in {path}.')

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
@@ -85,10 +86,8 @@ def write(
 ) -> None:
     """Write a file, under a temporary name until it is whole; the memory needed is that of one tensor."""
     path = pathlib.Path(path)
-    ordered = sorted(
-        (Entry(*entry) for entry in entries), key=lambda entry: (-RANKS[_code(entry)], entry.name)
-    )
-    unfinished = path.with_name(f'{path.name}.tmp')
+    ordered = _ordered(entries)
+    unfinished = path.with_name(f'{path.name}.{secrets.token_hex(4)}.tmp')  # another process may write it too
     try:
         with unfinished.open('wb') as stream:
             stream.write(_header_bytes(ordered, metadata))
@@ -130,6 +129,17 @@ def write_sharded(
             (folder / name).unlink(missing_ok=True)
         raise
     return tuple(names)
+
+
+def made_in_order(entries: Iterable[Entry], limit: int) -> None:
+    """Make all tensors as `write_sharded` does, where several processes make them and one writes."""
+    for shard in _shards(entries, limit):
+        for entry in _ordered(shard):
+            entry.make()
+
+
+def _ordered(entries: Iterable[Entry]) -> list[Entry]:
+    return sorted((Entry(*entry) for entry in entries), key=lambda entry: (-RANKS[_code(entry)], entry.name))
 
 
 def _header(data: np.ndarray) -> tuple[dict[str, Any], int]:

@@ -102,6 +102,7 @@ def apart(name: str, folder: pathlib.Path) -> dict[str, float]:
 
 def main(folder: pathlib.Path) -> None:
     """All large cases."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in LARGE:
         found = apart(name, folder)
         peak, arrays, largest = (found[key] / 1e9 for key in ('peak', 'arrays', 'largest'))
