@@ -6,7 +6,7 @@ import logging
 import jax
 
 # What the library compiles by name; the rest is arithmetic on a schedule's numbers.
-PROGRAMS = ('step', 'draw', 'held_out', '<lambda>')
+PROGRAMS = ('step', 'draw', 'features', 'held_out', '<lambda>')
 
 
 @contextlib.contextmanager

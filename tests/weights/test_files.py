@@ -194,11 +194,23 @@ def test_fingerprints(tmp_path):
     save(second / 'model-00002-of-00002.safetensors', {'b': np.full(2, 3, np.float32)})
     changed = files.fingerprint(str(second))
     assert changed != same != files.fingerprint(f'{second}/{index}')
+    save(second / 'model-00002-of-00002.safetensors', {'b': np.zeros(9 * 2**20, np.float32)})
+    changed = files.fingerprint(str(second))
+    with open(second / 'model-00002-of-00002.safetensors', 'r+b') as stream:  # as large, the same at both ends
+        stream.seek(3 * 2**22)
+        stream.write(np.ones(2 * 2**20, np.float32).tobytes())
+    assert files.fingerprint(str(second)) != changed
     write_zip(tmp_path / 'a.pt', {'model': ONE, 'ema': TWO})
     assert len({files.fingerprint(f'{tmp_path}/a.pt{part}') for part in ('', '#ema', '#model')}) == 3
     with pytest.raises(ValueError, match='no weights'):
         (tmp_path / 'empty').mkdir()
         files.fingerprint(f'{tmp_path}/empty')
+
+
+def test_several_paths_as_one(tmp_path):
+    (tmp_path / 'a,b').mkdir()
+    assert files.several(f'{tmp_path}/a,b') == [f'{tmp_path}/a,b']
+    assert files.several('a.pt,b.pt#ema') == ['a.pt', 'b.pt#ema']
 
 
 def test_manifest(tmp_path):

@@ -161,6 +161,18 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert os.listdir(tmp_path / 'new') == []
 
 
+def test_two_may_write_the_same_file(tmp_path):
+    path = tmp_path / 'a.safetensors'
+
+    def meanwhile():
+        safetensors.write(path, [entry('a', np.zeros(3))])
+        return np.ones(3)
+
+    safetensors.write(path, [Entry('a', (3,), np.dtype(np.float64), meanwhile)])
+    assert safetensors.read(path)['a'].tolist() == [1, 1, 1]
+    assert os.listdir(tmp_path) == ['a.safetensors']
+
+
 def test_what_cannot_be_written_is_refused(tmp_path):
     wrong = {
         'something else': [entry('a', np.ones(3)), entry('a', np.ones(2))],
