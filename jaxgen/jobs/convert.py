@@ -91,6 +91,11 @@ def publish(recipe: Recipe, load: Callable[[Sequence[str]], Mapping[str, Any]], 
 
     load: the parameters of the networks of these names.
     """
+    if 'text' in recipe.networks and not recipe.conditioner.nothing:
+        log.warning(
+            'What the model learned for no caption is left out: published pipelines read the empty caption '
+            'instead. Train with conditioner.empty_null=true for them.'
+        )
     with published.writing(os.fspath(folder)) as unfinished:
         if jax.process_index() == 0:
             pipelines.write_rest(epath.Path(unfinished), recipe.config, recipe.networks, recipe.conditioner)
