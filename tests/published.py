@@ -11,9 +11,9 @@ from jaxgen.jobs import convert
 CONFIG = 'configs/pixart_alpha.py:tiny'
 
 
-def random_recipe(path=CONFIG):
+def random_recipe(path=CONFIG, overrides=()):
     """A recipe and parameters none of which is zero or one."""
-    built = recipe.build(config.load(path))
+    built = recipe.build(config.load(path, overrides))
     rng = np.random.RandomState(0)
     shapes = jax.eval_shape(built.init, jax.random.key(0))
     return built, jax.tree.map(
@@ -21,9 +21,9 @@ def random_recipe(path=CONFIG):
     )
 
 
-def publish(folder, path=CONFIG):
+def publish(folder, path=CONFIG, overrides=()):
     """Write the folder; returns its recipe and parameters."""
-    built, params = random_recipe(path)
+    built, params = random_recipe(path, overrides)
     convert.publish(built, lambda names: {name: params[name] for name in names}, folder)
     return built, params
 
