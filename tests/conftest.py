@@ -1,5 +1,6 @@
 """Eight CPU devices for the sharding tests, and a compilation cache that all the workers share."""
 
+import gc
 import os
 import tempfile
 
@@ -14,3 +15,18 @@ _FLAGS = (
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *_FLAGS]).strip()
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'jaxgen_test_cache'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+import jax  # noqa: E402  (after what it reads of the environment)
+import pytest  # noqa: E402
+from memory import anonymous  # noqa: E402
+
+LARGE = 2 * 10**9
+
+
+@pytest.fixture(scope='module', autouse=True)
+def lean():
+    """Compiled programs are let go between modules once a worker has grown large."""
+    yield
+    if anonymous() > LARGE:
+        jax.clear_caches()
+        gc.collect()

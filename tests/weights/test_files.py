@@ -196,7 +196,9 @@ def test_fingerprints(tmp_path):
     assert changed != same != files.fingerprint(f'{second}/{index}')
     save(second / 'model-00002-of-00002.safetensors', {'b': np.zeros(9 * 2**20, np.float32)})
     changed = files.fingerprint(str(second))
-    with open(second / 'model-00002-of-00002.safetensors', 'r+b') as stream:  # as large, the same at both ends
+    with open(
+        second / 'model-00002-of-00002.safetensors', 'r+b'
+    ) as stream:  # as large, the same at both ends
         stream.seek(3 * 2**22)
         stream.write(np.ones(2 * 2**20, np.float32).tobytes())
     assert files.fingerprint(str(second)) != changed

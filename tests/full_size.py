@@ -1,4 +1,4 @@
-"""Loading published weights at full size: python tests/weights/full_size.py FOLDER
+"""Loading published weights at full size: python tests/full_size.py FOLDER
 
 Writes random files with published names into FOLDER (8 GB, kept for the next time), loads each in a process
 of its own, and prints how long that took and how much anonymous memory it needed beside the arrays' size.
@@ -24,7 +24,7 @@ from jaxgen.models import pixart
 from jaxgen.weights import published, safetensors
 from jaxgen.weights.names import entries
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
