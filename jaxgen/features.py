@@ -117,9 +117,13 @@ class Features:
         if self._folder is None:
             return
         features = self._known[name]
-        self._folder.mkdir(parents=True, exist_ok=True)
         entry = (NAME, features.shape, features.dtype, lambda: features)
-        safetensors.write(os.fspath(self._path(name)), [entry], {})
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            safetensors.write(os.fspath(self._path(name)), [entry], {})
+        except OSError as error:
+            log.warning('Features of prompts are not kept: %s.', error)
+            self._folder = None
 
 
 def ahead(recipe: Recipe) -> bool:

@@ -11,18 +11,19 @@ from compilations import compilations
 
 from jaxgen import config as configs
 from jaxgen import features, generate, recipe
-from jaxgen.features import Features
+from jaxgen.features import NAME, Features
 from jaxgen.program import assemble
 
 CAPTIONS, NEGATIVE = ('a red circle', 'two blue squares'), 'blurry'
+NULL = 'conditioner.empty_null=true'  # as published folders have it
 
 
 @pytest.fixture(scope='module')
 def system():
     """A program on one device, with parameters that look at everything."""
     jax.config.update('jax_disable_most_optimizations', True)
-    built, params = published.random_recipe()
-    yield assemble(built, jax.devices()[:1]), params
+    built = recipe.build(configs.load(published.CONFIG, [NULL]))
+    yield assemble(built, jax.devices()[:1]), published.random_recipe()[1]
     jax.config.update('jax_disable_most_optimizations', False)
 
 
@@ -55,7 +56,7 @@ def test_features_are_the_encoders_and_read_once(system, tmp_path):
     conditioner = program.recipe.conditioner
     for one, caption in zip((*positive, *negative), (*CAPTIONS, NEGATIVE, NEGATIVE), strict=True):
         for name, read in (('text', caption), ('null', '')):
-            arrays = conditioner.arrays(examples(read)[0] | each for each in [features.BLANK])
+            arrays = conditioner.arrays([features.BLANK | {'caption': read}])
             text, mask = conditioner.features(params, arrays)
             np.testing.assert_allclose(one[name], np.asarray(text)[mask], rtol=1e-4, atol=1e-5)
     again = Features(program, load, 'w', tmp_path)(examples(*CAPTIONS[::-1]))
@@ -64,6 +65,18 @@ def test_features_are_the_encoders_and_read_once(system, tmp_path):
     unkept = Features(program, load, '', tmp_path)
     unkept(examples(*CAPTIONS))
     assert len(asked) == 2 and len(list(tmp_path.rglob('*.safetensors'))) == 4
+
+
+def test_a_disk_that_takes_nothing_is_no_obstacle(system, tmp_path, caplog):
+    program, params = system
+    (tmp_path / 'file').touch()
+    load, asked, _ = counted(params)
+    read = Features(program, load, 'w', tmp_path / 'file')
+    with caplog.at_level('WARNING', 'jaxgen'):
+        assert all(NAME in example for example in read(examples(*CAPTIONS))[0])
+    assert caplog.text.count('are not kept') == 1
+    read(examples(*CAPTIONS))
+    assert asked == [('text',)]
 
 
 class Read(Exception):
@@ -105,7 +118,7 @@ def test_features_are_kept_by_all_that_they_are_made_of(system, tmp_path):
     assert reads(program, tmp_path, caption='see two cats')
     assert reads(program, tmp_path, weights='v') and not reads(program, tmp_path, weights='v')
     for change in OTHERS:
-        other = assemble(recipe.build(configs.load(published.CONFIG, [change])), jax.devices()[:1])
+        other = assemble(recipe.build(configs.load(published.CONFIG, [NULL, change])), jax.devices()[:1])
         assert reads(other, tmp_path) and not reads(other, tmp_path), change
     assert not reads(program, tmp_path)
 
@@ -117,9 +130,12 @@ def test_what_has_no_room_is_let_go_first(system, together, monkeypatch):
     monkeypatch.setattr(generate, 'fits_together', lambda program: together)
     monkeypatch.setattr(generate, 'make_generator', lambda *_, **__: lambda params, *_, **__: sorted(params))
     left = []
-    draw = generate.drawing(
-        program, lambda names: left.append([alive(each) for each in given]) or load(names)
-    )
+
+    def observed(names):
+        left.append(sum(map(alive, given)))
+        return load(names)
+
+    draw = generate.drawing(program, observed)
     for caption in (*CAPTIONS, CAPTIONS[0]):
         assert draw([caption]) == ['model', 'tokenizer']
     rest = tuple(name for name in program.recipe.networks if name != 'text')
@@ -127,7 +143,7 @@ def test_what_has_no_room_is_let_go_first(system, together, monkeypatch):
         assert asked == [('text',), rest] and all(map(alive, given))
     else:
         assert asked == [('text',), rest] * 2
-        assert not any(sum(counts) for counts in left)  # nothing was there when more was loaded
+        assert left == [0, 0, 0, 0]  # nothing was there when more was loaded
 
 
 def test_another_prompt_compiles_nothing(system, caplog):
@@ -139,6 +155,8 @@ def test_another_prompt_compiles_nothing(system, caplog):
         assert all(any(name in message for message in first) for name in ('draw', 'features'))
         drawn = draw(['a cat'], seed=4, negative=NEGATIVE, knobs={'steps': 2, 'guidance': 2})
         assert drawn.std() > 1 and so_far() == first
+        draw(['a dog'], seed=5)  # one to read, where two were
+        assert so_far() == first
 
 
 def test_a_frozen_reader_alone_reads_ahead(system):

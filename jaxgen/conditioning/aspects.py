@@ -48,17 +48,6 @@ def nearest(resolution: int, height: int, width: int) -> tuple[int, int]:
     return min(buckets(resolution), key=lambda sides: abs(round(sides[0] / sides[1], 2) - height / width))
 
 
-def exact(height: int, width: int, multiple: int) -> tuple[int, int]:
-    """The size itself, if it divides into tokens of `multiple` pixels."""
-    if min(height, width) < multiple or height % multiple or width % multiple:
-        near = tuple(max(1, round(side / multiple)) * multiple for side in (height, width))
-        raise ValueError(
-            f'{height}x{width} does not divide into tokens of {multiple}x{multiple} pixels; take '
-            f'{near[0]}x{near[1]}, or let the nearest bucket be drawn and cut'
-        )
-    return height, width
-
-
 def fit(images_HWC: jax.Array, height: int, width: int) -> jax.Array:
     """Images [..., H, W, C] scaled to cover height x width and cut to it in the middle.
 

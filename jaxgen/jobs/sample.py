@@ -7,7 +7,7 @@ sample.json keeps the records of earlier calls.
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -76,6 +76,8 @@ def check(
     recipe.ema.check_chosen(ema)
     against = recipe.conditioner.example(negative) if negative else None
     asked = _size(size)
+    if exact and asked is None:
+        raise ValueError('--exact is of a size; give it as --size=HEIGHTxWIDTH.')
     drawn = drawn_size(recipe, asked, exact)
     canvas = _canvas(drawn or (recipe.config['data']['resolution'],) * 2, init, mask, start)
     program = assemble(recipe)
@@ -150,18 +152,9 @@ def run(
             return None, program.loaded(names)
         return load_params(program, workdir, checkpoint, tuple(names), ema)
 
-    names = list(recipe.networks)
-    if ahead(recipe):
-        names.remove(TEXT)
-        text_weights = origin(program, TEXT, '' if published else workdir, checkpoint)
-        read = Features(program, lambda names: load(names)[1], text_weights)
-        examples, negatives = read(examples, negatives)
-    step, params = load(names)
+    weights_of_text = origin(program, TEXT, '' if published else workdir, checkpoint) if ahead(recipe) else ''
+    step, images = _drawn(order, load, weights_of_text, examples, negatives, seeds)
     first = _next_number(workdir / 'samples')
-    batch, drawn = recipe.train.sample_batch, order.drawn
-    generate = make_generator(recipe, program.mesh, batch, size=drawn, cut=order.size)
-    with tqdm(total=len(examples), desc='sample', unit='image') as bar:
-        images = generate(params, examples, seeds, order.knobs, negatives, bar.update, order.canvas)
     record = {
         'config': recipe.config,
         'checkpoint': step,
@@ -188,6 +181,28 @@ def run(
             '%d pictures in %s, together in %s.', len(images), workdir / 'samples', workdir / record['grid']
         )
     return record
+
+
+def _drawn(
+    order: Order,
+    load: Callable[[Sequence[str]], tuple[int | None, Mapping[str, Any]]],
+    weights_of_text: str,
+    examples: Sequence[Mapping[str, Any]],
+    negatives: Sequence[Mapping[str, Any]] | None,
+    seeds: Sequence[int],
+) -> tuple[int | None, np.ndarray]:
+    """The step of the run that `load` read, and the pictures; a frozen text encoder is gone by then."""
+    program, recipe = order.program, order.program.recipe
+    names = list(recipe.networks)
+    if ahead(recipe):
+        names.remove(TEXT)
+        read = Features(program, lambda names: load(names)[1], weights_of_text)
+        examples, negatives = read(examples, negatives)
+    step, params = load(names)
+    batch = recipe.train.sample_batch
+    generate = make_generator(recipe, program.mesh, batch, size=order.drawn, cut=order.size)
+    with tqdm(total=len(examples), desc='sample', unit='image') as bar:
+        return step, generate(params, examples, seeds, order.knobs, negatives, bar.update, order.canvas)
 
 
 def parse_knobs(text: str) -> dict[str, float]:

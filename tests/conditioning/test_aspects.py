@@ -26,14 +26,6 @@ def test_buckets_in_numbers():
         aspects.buckets(300)
 
 
-def test_exact_sizes():
-    assert aspects.exact(272, 4000, 16) == (272, 4000)
-    with pytest.raises(ValueError, match='take 272x512'):
-        aspects.exact(270, 512, 16)
-    with pytest.raises(ValueError, match='take 16x16'):
-        aspects.exact(0, 16, 16)
-
-
 def test_fitting_scales_and_cuts_the_middle():
     ramp = np.broadcast_to(np.arange(8, dtype=np.float32)[None, :, None], (4, 8, 3))
     fitted = aspects.fit(ramp, 8, 8)  # twice as high, and eight columns of sixteen

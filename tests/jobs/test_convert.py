@@ -18,8 +18,8 @@ from jaxgen import config as configs
 from jaxgen import generate, pretrained, recipe
 from jaxgen.diffusion.sampler import DiffusionSampler
 from jaxgen.jobs import convert, sample, train
-from jaxgen.program import Program, assemble
-from jaxgen.weights import pixart, safetensors
+from jaxgen.program import Program, assemble, origin
+from jaxgen.weights import files, pixart, safetensors
 from jaxgen.weights.names import entries
 
 FOREIGN = ('torch', 'tensorflow', 'diffusers', 'transformers', 'safetensors')
@@ -104,6 +104,38 @@ def test_a_converted_run_draws_the_same(weights, tmp_path):
     again = generate.open_run(str(tmp_path / 'moved'))(prompts, seed=3)
     assert direct.std() > 1
     np.testing.assert_array_equal(direct, again)
+    kept = [file.parent.name for file in (tmp_path / 'home').rglob('*.safetensors')]
+    assert len(kept) == 6 and len(set(kept)) == 2  # for the folder and for the run, of both and of no prompt
+
+
+def test_where_an_encoder_comes_from_is_told_apart(weights, tmp_path):
+    other = tmp_path / 'other'
+    shutil.copytree(weights / 'text_encoder', other)
+    inside = f'networks.text.init_from={other}'
+    ours, theirs = assemble(configured(weights)), assemble(configured(weights, inside))
+    assert origin(ours, 'text') == origin(theirs, 'text')
+    with open(other / 'model.safetensors', 'r+b') as file:
+        file.seek(-4, 2)
+        file.write(np.float32(7).tobytes())
+    assert origin(ours, 'text') != origin(theirs, 'text')
+    convert.run(ours.recipe, tmp_path / 'run', weights=str(weights))
+    run = origin(ours, 'text', tmp_path / 'run')
+    assert run not in ('', origin(ours, 'text'))
+    assert origin(theirs, 'text', tmp_path / 'run') == run  # a run that holds it is not asked for another
+    later = assemble(configured(weights, f'networks.text.init_from={tmp_path / "run"}'))
+    assert origin(later, 'text') == run
+    both = configured(weights, f'networks.text.init_from={other},{other}')
+    assert origin(assemble(both), 'text').split() == [origin(theirs, 'text')] * 2
+
+
+def test_weights_on_the_hub(weights, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        files.hub, 'fetched', lambda address: address.replace('hf://owner/name', str(weights))
+    )
+    built = configured('hf://owner/name', 'networks.text.init_from=hf://owner/name/text_encoder')
+    assert built.networks['model'].init_from == str(weights / 'transformer')
+    program = convert.check(built, tmp_path / 'run', weights='hf://owner/name')
+    assert origin(program, 'text') == origin(assemble(configured(weights)), 'text')
 
 
 def trained(weights, workdir):

@@ -53,6 +53,11 @@ def test_a_record_of_something_else_is_no_obstacle(job, tmp_path):
     assert 'earlier' not in read(tmp_path / 'sample.json')
 
 
+def test_exact_asks_for_a_size(job):
+    with pytest.raises(ValueError, match='--size=HEIGHTxWIDTH'):
+        job(['a red circle'], exact=True)
+
+
 def test_canvas(tmp_path):
     wide = np.zeros((40, 80, 3), np.uint8)
     wide[:, 40:] = 255
