@@ -237,7 +237,10 @@ def drawn_size(recipe: Recipe, size: tuple[int, int] | None, exact: bool) -> tup
     if size is None:
         return None
     if exact:
-        latent = recipe.tokenizer.latent_of(*size)
-        jax.eval_shape(lambda: recipe.init(jax.random.key(0), latent))
+        try:
+            latent = recipe.tokenizer.latent_of(*size)
+            jax.eval_shape(lambda: recipe.init(jax.random.key(0), latent))
+        except ValueError as error:
+            raise ValueError(f'{size[0]} x {size[1]} pixels cannot be drawn exactly: {error}') from None
         return size
     return aspects.nearest(recipe.config['data']['resolution'], *size)

@@ -82,6 +82,8 @@ def main(arguments: Sequence[str]) -> None:
         for name, folder, job in prepare(FLAGS.config, overrides, FLAGS.mode, FLAGS.workdir, options):
             logging.getLogger('jaxgen').info('%s in %s', name, folder)
             job()
+    except KeyboardInterrupt:
+        _leave('interrupted.', 130)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get('JAXGEN_TRACEBACK'):
             raise
@@ -98,15 +100,18 @@ def prepare(
         if flag.present and name not in takes and name != 'weights':
             raise ValueError(f'--{name} means nothing to --mode={mode}.')
     weights = options['weights'].value
-    config = configs.load(path, overrides) if path or not (weights or workdir) else {}
+    config = configs.load(path, overrides) if path else {}
     if FLAGS.compilation_cache:
         _enable_cache()
     from jaxgen import generate, pretrained, program, recipe
 
-    if not (config or weights):
-        config = configs.overridden(
-            generate.config_of(workdir) if program.is_run(workdir) else configs.load(''), overrides
-        )
+    if not (path or weights):
+        if not (workdir and program.is_run(workdir)):
+            lacking = f'{workdir} holds no run' if workdir else '--config is missing'
+            raise ValueError(
+                f'{lacking}; give for example --config=configs/quickstart.py, or published --weights=FOLDER.'
+            )
+        config = configs.overridden(generate.config_of(workdir), overrides)
     elif weights:
         config = pretrained.configured(config, weights, overrides)
     built = recipe.build(config)
@@ -144,7 +149,7 @@ def _check_writable(folder: epath.Path) -> None:
         ) from error
 
 
-def _leave(error: Exception, code: int) -> None:
+def _leave(error: Exception | str, code: int) -> None:
     """One line, whatever the message is."""
     print(f'jaxgen: {" ".join(str(error).split())}', file=sys.stderr)
     sys.exit(code)

@@ -102,6 +102,7 @@ MISTAKES = {
     'mask of nothing': ([*BOTH, '--mask={here}/picture.png'], 'give it as --init=picture.png'),
     'no metric': ([CLASSES, '--mode=train,evaluate'], "no section 'metric'"),
     'no run': (SAMPLE, 'there is no checkpoint directory'),
+    'no run and no config': (['--mode=sample', '--workdir={here}/void'], 'void holds no run; give'),
     'no checkpoint': ([*SAMPLE, '--workdir={here}/stopped'], 'holds no checkpoint'),
     'no such checkpoint': (
         [*SAMPLE, '--workdir={here}/other', '--checkpoint=7'],

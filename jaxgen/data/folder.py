@@ -231,7 +231,7 @@ def build(
         raise ValueError(f'holdout is {holdout}; give a part of the files within [0, 1)')
     folder = epath.Path(path).expanduser()
     if not folder.is_dir():
-        raise ValueError(f'there is no folder {path!r}; give the folder that holds the pictures')
+        raise ValueError(f'there is no folder {path!r}; give the folder that holds the pictures as data.path')
     root, whole = _split_root(folder, split)
     has_metadata = (root / METADATA).exists()
     if captions and not has_metadata:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 
 from jaxgen.program import Program, assemble, check_params, check_published, is_run, load_params
 from jaxgen.recipe import Recipe
@@ -38,9 +39,8 @@ def check(
         raise ValueError(
             '--mode=convert needs --weights=DIR, to make a run of them, or --export=DIR, to publish the run.'
         )
-    if export and epath.Path(export).expanduser().exists():
-        raise ValueError(f'{export} is there already; give --export a folder that is not.')
     if export:
+        _check_target(epath.Path(export).expanduser())
         pipelines.check(recipe.config, recipe.networks)
     if not weights and not trained:
         check_params(program, workdir, checkpoint)
@@ -49,7 +49,9 @@ def check(
     if weights and not trained:
         check_published(program)
         if not export and is_run(workdir):
-            raise ValueError(f'{workdir} holds a run already; give another --workdir.')
+            with Checkpoints(epath.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
+                if checkpoints.steps():  # else what an interrupted call left, to be replaced
+                    raise ValueError(f'{workdir} holds a run already; give another --workdir.')
     return program
 
 
@@ -63,6 +65,8 @@ def run(
 ) -> dict[str, Any]:
     """Convert; returns what `convert.json` holds, in the first process."""
     program = check(recipe, workdir, weights, export, checkpoint, trained)
+    if jax.process_count() > 1:  # one that is late would find what another has begun to write
+        multihost_utils.sync_global_devices('jaxgen/checked')
     from_weights = bool(weights) and not trained
     reports = {}
     if from_weights:
@@ -80,10 +84,22 @@ def run(
     (publish if export else _adopt)(recipe, load, target)
     record = {'config': recipe.config, 'weights': weights, 'reports': reports}
     if jax.process_index() == 0:
+        for name in recipe.networks if export else ():
+            written = str(target / pipelines.FOLDERS[name])
+            log.info('%s', published.report(recipe.networks[name].module, written, program.layout(name)))
         record['files'] = files.manifest(str(target))
         write_json(target / RECORD, record)
         log.info('%d files in %s, their hashes in %s.', len(record['files']), target, target / RECORD)
     return record
+
+
+def _check_target(folder: epath.Path) -> None:
+    """Refuse a folder to export to that is there, or that cannot be made."""
+    if folder.exists():
+        raise ValueError(f'{folder} is there already; give --export a folder that is not.')
+    above = next(each for each in folder.absolute().parents if each.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ValueError(f'{folder} cannot be made in {above}; give another --export.')
 
 
 def publish(recipe: Recipe, load: Callable[[Sequence[str]], Mapping[str, Any]], folder: str) -> None:
@@ -115,4 +131,4 @@ def _adopt(recipe: Recipe, load: Callable[[Sequence[str]], Mapping[str, Any]], w
             recipe.conditioner.vocabulary.save(workdir / TOKENS)
         config['conditioner'] = {**config['conditioner'], 'tokens': str(workdir / TOKENS)}
     with Checkpoints(workdir / 'checkpoints', asynchronous=False, lean=True) as checkpoints:
-        checkpoints.save(0, {'params': load(list(recipe.networks))}, {'config': config})
+        checkpoints.save(0, {'params': load(list(recipe.networks))}, {'config': config, 'converted': True})

@@ -67,6 +67,8 @@ def check(
     if count < 1:
         raise ValueError(f'count is {count}; draw at least one picture of each prompt.')
     examples = [recipe.conditioner.example(text) for text in _prompts(prompt, prompts_file)]
+    if weights and not (examples or trained):
+        _check_own(recipe)
     if not 0 <= seed < 2**32 or max(1, len(examples)) * count > min(MOST, 2**32 - seed):
         raise ValueError(
             f'{count} pictures of {len(examples)} prompts with seeds from {seed}; seeds lie in [0, 2**32), '
@@ -251,6 +253,14 @@ def _own(recipe: Recipe) -> list[dict[str, Any]]:
         return recipe.metric.examples()[:16]
     source = recipe.source('held_out')
     return [source[i] for i in range(min(16, len(source)))]
+
+
+def _check_own(recipe: Recipe) -> None:
+    """Refuse a recipe that has nothing of its own to draw: published weights come without data."""
+    try:
+        _own(recipe)
+    except ValueError as error:
+        raise ValueError(f'nothing is asked for; give --prompt or --prompts_file ({error}).') from None
 
 
 def _size(text: str) -> tuple[int, int] | None:

@@ -80,6 +80,11 @@ def _same(recipe: Recipe, workdir: epath.Path) -> Callable[[Mapping[str, Any]], 
     """Refuses a checkpoint that was trained by another config."""
 
     def accept(metadata: Mapping[str, Any]) -> None:
+        if metadata.get('converted'):
+            raise ValueError(
+                f'{workdir} holds converted weights, no training to go on with; train in another workdir, '
+                f'from --weights or --config.networks.model.init_from={workdir}.'
+            )
         if differing := differences(metadata.get('config', {}), _settled(recipe)):
             raise ValueError(
                 f'{workdir} was trained by another config: {differing}. Put these back, or use another '

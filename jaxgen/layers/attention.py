@@ -18,6 +18,8 @@ from jaxgen.layers.modulation import layer_norm, rms_norm
 from jaxgen.layers.rope import rotate
 
 IMPLEMENTATIONS = ('einsum', 'float32', 'xla', 'cudnn')
+# As many scores of one example are computed at a time; only images above 512 px have more.
+SCORES = 2**26
 
 
 def _allowed(mask: jax.Array | None, causal: bool, queries: int, keys: int) -> jax.Array | None:
@@ -34,6 +36,28 @@ def _allowed(mask: jax.Array | None, causal: bool, queries: int, keys: int) -> j
 
 
 def _einsum_attention(
+    q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, allowed: jax.Array | None, precision: str | None
+) -> jax.Array:
+    batch, length, heads, _ = q_BLHK.shape
+    wanted = heads * length * k_BMHK.shape[1] / SCORES
+    pieces = next(n for n in range(1, length + 1) if length % n == 0 and (n >= wanted or n == length))
+    if pieces == 1:
+        return _attend_to_all(q_BLHK, k_BMHK, v_BMHK, allowed, precision)
+
+    def attend(part: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+        q, seen = part
+        return _attend_to_all(q, k_BMHK, v_BMHK, allowed if seen is None else seen, precision)
+
+    # A piece takes every n-th query, so that queries may be sharded along the sequence.
+    queries = jnp.moveaxis(q_BLHK.reshape(batch, -1, pieces, *q_BLHK.shape[2:]), 2, 0)
+    seen = None
+    if allowed is not None and allowed.shape[2] > 1:
+        seen = jnp.moveaxis(allowed.reshape(*allowed.shape[:2], -1, pieces, allowed.shape[3]), 3, 0)
+    y = jax.lax.map(jax.checkpoint(attend), (queries, seen))
+    return jnp.moveaxis(y, 0, 2).reshape(batch, length, heads, -1)
+
+
+def _attend_to_all(
     q_BLHK: jax.Array, k_BMHK: jax.Array, v_BMHK: jax.Array, allowed: jax.Array | None, precision: str | None
 ) -> jax.Array:
     scores_BHLM = jnp.einsum('blhk,bmhk->bhlm', q_BLHK, k_BMHK, precision=precision).astype(jnp.float32)

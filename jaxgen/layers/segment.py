@@ -183,8 +183,11 @@ def _scope(layer: int) -> AbstractContextManager:
     return jax.named_scope(f'layers_{layer}')
 
 
-def constrain(x_BLD: jax.Array) -> jax.Array:
-    """Places activations on the mesh: batch over data and fsdp, tokens over sequence. No mesh: no-op."""
+def constrain(x_BLD: jax.Array, whole: bool = False) -> jax.Array:
+    """Places activations on the mesh: batch over data and fsdp, tokens over sequence. No mesh: no-op.
+
+    `whole` keeps all tokens of an example together, as what all others look at.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     sizes = {
         name: size
@@ -200,7 +203,8 @@ def constrain(x_BLD: jax.Array) -> jax.Array:
                 length //= sizes[name]
         return tuple(chosen)
 
-    batch, tokens = fitting(('data', 'fsdp'), x_BLD.shape[0]), fitting(('sequence',), x_BLD.shape[1])
+    batch = fitting(('data', 'fsdp'), x_BLD.shape[0])
+    tokens = () if whole else fitting(('sequence',), x_BLD.shape[1])
     if not batch and not tokens:
         return x_BLD
     free = PartitionSpec.UNCONSTRAINED

@@ -191,7 +191,9 @@ class PixArt(nn.Module):
         null = self.param('null_text', _table_init, (self.caption_length, self.caption_width))
         text_BMW = jnp.where(cond['drop'][:, None, None], null[:length].astype(text_BMW.dtype), text_BMW)
         init = xavier if self.open_start else _small
-        return Mlp(self.width, self.width, kernel_init=init, name='caption')(text_BMW.astype(self.dtype))
+        # Left open, each layer would gather the text of all devices for its keys and values.
+        text_BMW = constrain(text_BMW.astype(self.dtype), whole=True)
+        return constrain(Mlp(self.width, self.width, kernel_init=init, name='caption')(text_BMW), whole=True)
 
     def _segments(self) -> tuple[Segment, ...]:
         """Layers cut where the compression of keys and values changes."""

@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from jaxgen.weights import hub, pickled, safetensors
 
@@ -84,8 +85,8 @@ def fingerprint(path: str) -> str:
 def manifest(folder: str) -> dict[str, str]:
     """The SHA-256 of every file of a folder, by its path in it."""
     top = pathlib.Path(folder)
-    hashes = {}
-    for file in sorted(file for file in top.rglob('*') if file.is_file()):
+    hashes, found = {}, sorted(file for file in top.rglob('*') if file.is_file())
+    for file in tqdm(found, 'hash files', unit='file', delay=safetensors.PATIENCE):
         with file.open('rb') as stream:
             hashes[file.relative_to(top).as_posix()] = hashlib.file_digest(stream, 'sha256').hexdigest()
     return hashes

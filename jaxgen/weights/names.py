@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from jaxgen.weights.loading import fetched, filled
-from jaxgen.weights.safetensors import Entry
+from jaxgen.weights.safetensors import PATIENCE, Entry
 from jaxgen.weights.trees import Leaf, fewest_segments, leaves
 
 Tree = Any
@@ -201,7 +202,13 @@ def fill(found: Match, like: Tree) -> Tree:
             return leaf.value
         return filled(leaf.value, [source.read for source in sources], leaf.stacked)
 
-    return jax.tree.structure(like).unflatten(map(value, leaves(like)))
+    values, wanted = [], leaves(like)
+    sizes = [leaf.value.size * leaf.value.dtype.itemsize for leaf in wanted]
+    with tqdm(total=sum(sizes), desc='load weights', unit='B', unit_scale=True, delay=PATIENCE) as bar:
+        for leaf, size in zip(wanted, sizes):
+            values.append(value(leaf))
+            bar.update(size)
+    return jax.tree.structure(like).unflatten(values)
 
 
 def lacks(table: NameMap, found: Match, leaf: Leaf) -> bool:

@@ -15,10 +15,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from tqdm import tqdm
 
 HEADER_LIMIT = 100_000_000  # bytes, the format's own
 DIMENSIONS = 64  # numpy's limit
 CHUNK = 2**24  # bytes that are copied at a time of an array that does not lie in order
+PATIENCE = 2  # seconds before a bar is shown
 METADATA = '__metadata__'
 FORMAT = {'format': 'pt'}  # what from_pretrained asks for
 
@@ -91,11 +93,13 @@ def write(
     try:
         with unfinished.open('wb') as stream:
             stream.write(_header_bytes(ordered, metadata))
-            for entry in ordered:
+            for entry in tqdm(ordered, f'write {path.name}', unit='tensor', delay=PATIENCE):
                 _append(stream, entry)
             stream.flush()
             os.fsync(stream.fileno())
         unfinished.replace(path)
+    except OSError as error:  # of a full disk, the system says no name
+        raise OSError(error.errno, f'{path} was not written: {error.strerror or error}') from error
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -291,12 +291,40 @@ def test_broken_weights_are_one_clear_error(weights, case, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def test_an_interrupted_convert_is_begun_again(weights, tmp_path):
+    built, left = configured(weights), tmp_path / 'run' / 'checkpoints' / '0.orbax-checkpoint-tmp'
+    left.mkdir(parents=True)
+    with pytest.raises(ValueError, match='no checkpoint'):
+        generate.open_run(str(tmp_path / 'run'))
+    convert.run(built, tmp_path / 'run', weights=str(weights))
+    assert not left.exists() and generate.config_of(str(tmp_path / 'run'))
+
+
+def test_an_export_says_what_it_wrote(weights, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(convert.log, 'propagate', True)
+    caplog.set_level('INFO', 'jaxgen')
+    convert.run(configured(weights), tmp_path / 'none', weights=str(weights), export=str(tmp_path / 'out'))
+    assert f'{tmp_path / "out" / TRANSFORMER}: 65 tensors in the layout' in caplog.text
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(weights, tmp_path, monkeypatch):
+    def full(stream, entry):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(safetensors, '_append', full)
+    with pytest.raises(OSError, match=r'safetensors was not written: No space left'):
+        convert.run(configured(weights), tmp_path, weights=str(weights), export=str(tmp_path / 'out'))
+    assert not list(tmp_path.glob('out*'))
+
+
 def test_what_makes_no_sense_is_refused(weights, tmp_path):
     built = configured(weights)
     (tmp_path / 'there').mkdir()
+    (tmp_path / 'file').touch()
     for options, said in (
         ({}, '--export'),
         ({'weights': str(weights), 'export': str(tmp_path / 'there')}, 'is there already'),
+        ({'weights': str(weights), 'export': str(tmp_path / 'file' / 'in')}, 'cannot be made in'),
         ({'weights': str(weights), 'checkpoint': 3}, '--checkpoint'),
         ({'export': str(tmp_path / 'new')}, 'no checkpoint'),
     ):
@@ -309,3 +337,9 @@ def test_what_makes_no_sense_is_refused(weights, tmp_path):
     convert.run(built, tmp_path / 'run', weights=str(weights))
     with pytest.raises(ValueError, match='leave --weights out'):
         sample.check(built, tmp_path / 'run', prompt=['a'], weights=str(weights))
+    with pytest.raises(ValueError, match='no training to go on with'):
+        train.run(built, tmp_path / 'run')
+    with pytest.raises(ValueError, match='give --prompt or --prompts_file'):
+        sample.check(built, tmp_path / 'none', weights=str(weights))
+    with pytest.raises(ValueError, match='18 x 18 pixels cannot be drawn exactly'):
+        sample.check(built, tmp_path / 'none', ['a'], weights=str(weights), size='18', exact=True)

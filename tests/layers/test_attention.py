@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from golden.seeded import normal, relative_error
 
+from jaxgen.layers import attention as layer
 from jaxgen.layers.attention import CrossAttention, SelfAttention, attention
 from jaxgen.layers.compress import Compress
 from jaxgen.layers.rope import rope_1d, rope_2d, rotate
@@ -64,6 +65,28 @@ def test_scores_stay_in_bfloat16_and_their_statistics_are_float32():
     out = attention(q, k, v, implementation='einsum')
     assert out.dtype == jnp.bfloat16
     assert relative_error(out, attention(q, k, v, implementation='float32')) < 2e-2
+
+
+@pytest.mark.parametrize('implementation', ['einsum', 'float32'])
+@pytest.mark.parametrize('kind', ['none', 'keys', 'pairs', 'causal'])
+def test_many_scores_are_computed_in_pieces(implementation, kind, monkeypatch):
+    q = normal('long q', (2, 12, 3, 8))
+    mask = {'keys': MASK, 'pairs': np.arange(7) <= np.arange(24).reshape(2, 12, 1)}.get(kind)
+
+    def loss(q, k, v):
+        out = attention(q, k, v, mask, causal=kind == 'causal', implementation=implementation)
+        return jnp.sum(jnp.sin(out)), out
+
+    def evaluated():
+        (_, out), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, K, V)
+        return out, *gradients
+
+    whole = evaluated()
+    monkeypatch.setattr(layer, 'SCORES', 3 * 5 * 7)  # five queries, of which 12 are no multiple
+    program = str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(q, K, V))
+    assert '[2,3,4,7]' in program and '[2,3,12,7]' not in program
+    for ours, one in zip(evaluated(), whole):
+        assert relative_error(ours, one) < 1e-6
 
 
 def test_unknown_implementation_and_mask_are_refused():

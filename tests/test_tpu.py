@@ -1,0 +1,95 @@
+"""Programs compiled for a TPU slice of eight chips that is not there (needs libtpu, the extra `tpu`)."""
+
+import importlib.util
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxgen import config as configs
+from jaxgen import recipe
+from jaxgen.conditioning.request import Request
+from jaxgen.program import assemble
+from jaxgen.training import sharding
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu')
+MEMORY = 16e9  # bytes of a chip
+SIGMA = 'configs/pixart_sigma.py'
+
+
+@pytest.fixture(scope='module')
+def chips():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TPU_SKIP_MDS_QUERY', '1')
+        patch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+        # What was compiled for chips that are not there cannot be read back.
+        jax.config.update('jax_enable_compilation_cache', False)
+        compilation_cache.reset_cache()
+        yield topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x4').devices
+        jax.config.update('jax_enable_compilation_cache', True)
+        compilation_cache.reset_cache()
+
+
+def compiled(program, function, *arguments):
+    with jax.set_mesh(program.mesh):
+        return function.lower(*arguments).compile()
+
+
+def features(program, batch):
+    """The text encoder's program, and what it is called with."""
+    conditioner = program.recipe.conditioner
+    arrays = conditioner.arrays([{'caption': 'a cat', 'size': (1, 1)}])
+    params = {'text': program.layout('text')}
+    return jax.jit(conditioner.features), params, split(program, batch, arrays)
+
+
+def drawing(program, batch, decode=True):
+    """Pictures, or their latents, from text features: the program, and what it is called with."""
+    own = program.recipe
+
+    def draw(params, arrays, seeds, knobs):
+        keys = jax.vmap(jax.random.key)(seeds)
+        conds = (own.conditioner.embed(params, arrays, jnp.full(batch, drop), keys) for drop in (False, True))
+        latents = own.sampler.sample(params, Request(*conds, keys), knobs)
+        return own.tokenizer.decode(params, latents) if decode else latents
+
+    text = np.zeros((1, own.conditioner.text.width), own.conditioner.text.dtype)
+    arrays = own.conditioner.arrays([{'text': text, 'size': (1, 1)}])
+    given = split(program, batch, (arrays, np.zeros(1, np.uint32)))
+    params = {name: program.layout(name) for name in ('model', 'tokenizer')}
+    return jax.jit(draw), params, *given, jax.eval_shape(own.sampler.knobs)
+
+
+def split(program, batch, arrays):
+    rows = sharding.batch_sharding(program.mesh)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype, sharding=rows), arrays)
+
+
+def size(tree):
+    """The bytes a chip of a tree that is split over them."""
+    shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shards)
+
+
+def test_the_programs_of_a_text_to_image_run(chips):
+    program = assemble(recipe.build(configs.load(f'{SIGMA}:tiny')), chips)
+    for made in (features(program, 8), drawing(program, 8)):
+        whose = jax.tree.leaves(compiled(program, *made).output_shardings)
+        assert not any(each.is_fully_replicated for each in whose)  # every chip has pictures of its own
+    step = compiled(program, program.steps['denoise'], *program.abstract_arguments()).memory_analysis()
+    assert step.alias_size_in_bytes >= size(program.abstract.params)  # the state's memory is taken over
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('variant, batch', [('1024', 32), ('2K', 8)])
+def test_full_size_fits(variant, batch, chips):
+    """PixArt-Sigma with guidance, and T5 XXL on 300 tokens."""
+    program = assemble(recipe.build(configs.load(f'{SIGMA}:{variant}')), chips)
+    for made in (features(program, batch), drawing(program, batch, decode=False)):
+        used = compiled(program, *made).memory_analysis()
+        print(f'{variant}: {used.argument_size_in_bytes:,} and {used.temp_size_in_bytes:,} bytes')
+        assert used.argument_size_in_bytes + used.temp_size_in_bytes < MEMORY
