@@ -198,6 +198,15 @@ def test_what_broke_is_one_line_too(program, monkeypatch):
     assert code == 1 and lines == ["jaxgen: [Errno 28] No space left on device: 'somewhere'"]
 
 
+def test_an_interrupt_is_one_line_too(program, monkeypatch):
+    def stops(recipe, workdir):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('jaxgen.jobs.plan.run', stops)
+    code, lines, _ = program([TINY, '--mode=plan'])
+    assert code == 130 and lines == ['jaxgen: interrupted.']
+
+
 PROCESSES = {
     'unknown mode': ([TINY, '--mode=trian'], "there is no mode 'trian'; the nearest is 'train'"),
     'flag of another type': ([TINY, '--mode=sample', '--count=many'], 'flag --count=many'),
