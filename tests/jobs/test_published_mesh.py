@@ -47,7 +47,7 @@ def weights(tmp_path_factory):
 def some(*ordinary):
     """All meshes; those not named wait for the full run."""
     slow = pytest.mark.slow
-    names = (name if name in ordinary else pytest.param(name, marks=slow) for name in MESHES)
+    names = [name if name in ordinary else pytest.param(name, marks=slow) for name in MESHES]
     return pytest.mark.parametrize('mesh', names)
 
 
