@@ -7,6 +7,7 @@ where its activations lie on the mesh.
 # B batch, L tokens, D width
 
 import dataclasses
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -22,6 +23,7 @@ Tree = Any
 
 SAVED_NAMES = ('query', 'key', 'value', 'attention', 'mlp_hidden')
 REMAT = ('none', 'full', 'dots', 'named')
+BATCH_AXES = ('data', 'fsdp')
 HANDLED = ('out', 'delta')  # the sites that need no help from the block
 
 
@@ -188,24 +190,24 @@ def constrain(x_BLD: jax.Array, whole: bool = False) -> jax.Array:
 
     `whole` keeps all tokens of an example together, as what all others look at.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    sizes = {
-        name: size
-        for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types)
-        if kind == AxisType.Auto and size > 1
-    }
-
-    def fitting(names: tuple[str, ...], length: int) -> tuple[str, ...]:
-        chosen: list[str] = []
-        for name in names:
-            if name in sizes and length % sizes[name] == 0:
-                chosen.append(name)
-                length //= sizes[name]
-        return tuple(chosen)
-
-    batch = fitting(('data', 'fsdp'), x_BLD.shape[0])
-    tokens = () if whole else fitting(('sequence',), x_BLD.shape[1])
+    batch = _fitting(BATCH_AXES, x_BLD.shape[0])
+    tokens = () if whole else _fitting(('sequence',), x_BLD.shape[1])
     if not batch and not tokens:
         return x_BLD
     free = PartitionSpec.UNCONSTRAINED
     return jax.lax.with_sharding_constraint(x_BLD, PartitionSpec(batch or free, tokens or None, None))
+
+
+def batch_shards(batch: int) -> int:
+    """Over how many devices `constrain` splits a batch of this size."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in _fitting(BATCH_AXES, batch))
+
+
+def _fitting(names: tuple[str, ...], length: int) -> tuple[str, ...]:
+    """Those of the mesh's axes that a dimension can be split over."""
+    mesh, chosen = jax.sharding.get_abstract_mesh(), []
+    for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types):
+        if name in names and kind == AxisType.Auto and size > 1 and length % size == 0:
+            chosen.append(name)
+            length //= size
+    return tuple(chosen)

@@ -8,7 +8,7 @@ encoded, one at a time, by tiles, or in strips with the same result as whole.
 # B batch, H height, W width, C channels
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -19,6 +19,7 @@ from jax import Array, lax
 from jaxgen.config import Depth, Dtype, Part, Positive, Size, Whole
 from jaxgen.keys import draw
 from jaxgen.layers.linear import Linear
+from jaxgen.layers.segment import batch_shards
 from jaxgen.tokenizers.convolutional import Decoder, Encoder
 from jaxgen.tokenizers.tiles import in_tiles
 
@@ -170,7 +171,16 @@ class KlVae:
         if self.decoding == 'whole':
             return run(x)
         one = in_tiles(run, tile, tile_out, self.overlap) if self.decoding == 'tiled' else run
-        return one(x) if len(x) == 1 else lax.map(lambda example: one(example[None])[0], x)
+        return _one_by_one(one, x)
+
+
+def _one_by_one(run: Callable[[Array], Array], x: Array) -> Array:
+    """One example at a time on every device; the batch itself is split over devices, so not mapped over."""
+    shards = batch_shards(len(x))
+    if shards == len(x):
+        return run(x)
+    y = lax.map(run, jnp.moveaxis(x.reshape(shards, -1, *x.shape[1:]), 1, 0))
+    return jnp.moveaxis(y, 0, 1).reshape(len(x), *y.shape[2:])
 
 
 def build(
