@@ -22,9 +22,9 @@ from jaxgen import pretrained
 from jaxgen.conditioning import aspects
 from jaxgen.conditioning.request import Request
 from jaxgen.features import NAME as TEXT
-from jaxgen.features import Features, ahead, fits_together
+from jaxgen.features import NULL, Features, ahead, fits_together
 from jaxgen.program import Program, assemble, check_params, check_published, load_params, origin
-from jaxgen.recipe import Recipe, build
+from jaxgen.recipe import Recipe, blank_example, build
 from jaxgen.training import sharding
 from jaxgen.training.checkpoint import Checkpoints
 
@@ -60,35 +60,10 @@ def make_generator(
     `finish(params, request, latents)` than the tokenizer's decoder gives its arrays instead of images. size:
     height and width, where not the recipe's square; `cut`: what the pictures are then scaled and cut to.
     """
-    finish = finish or functools.partial(_pictures, recipe.tokenizer, None if cut == size else cut)
-    sampler = recipe.sampler
-    if size is None:
-        size = (recipe.config['data']['resolution'],) * 2
-    else:
-        sampler = sampler.at(recipe.tokenizer.latent_of(*size))
+    draw = draw_step(recipe, size, cut, finish)
+    size = size or _square(recipe)
     shards = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
     sharding.local_rows(mesh, batch)  # refuses a batch that does not divide
-
-    @jax.jit
-    def draw(
-        params: Mapping,
-        arrays: Mapping,
-        opposite: Mapping,
-        dropped: jax.Array,
-        seeds: jax.Array,
-        knobs: Mapping,
-        canvas: Canvas | None,
-    ) -> Any:
-        keys = jax.vmap(jax.random.key)(seeds)
-        kept = jnp.zeros(dropped.shape, bool)
-        embed_keys = random.fold(keys, 'embed')
-        request = Request(
-            cond=recipe.conditioner.embed(params, arrays, kept, embed_keys),
-            null=recipe.conditioner.embed(params, opposite, dropped, embed_keys),
-            keys=random.fold(keys, 'sample'),
-            **_prepared(recipe, params, canvas, keys),
-        )
-        return finish(params, request, sampler.sample(params, request, knobs))
 
     def generate(
         params: Mapping,
@@ -125,6 +100,62 @@ def make_generator(
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(examples)], *images)
 
     return generate
+
+
+def draw_step(
+    recipe: Recipe,
+    size: tuple[int, int] | None = None,
+    cut: tuple[int, int] | None = None,
+    finish: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """The jitted call that draws a batch; size, cut and finish as for `make_generator`."""
+    finish = finish or functools.partial(_pictures, recipe.tokenizer, None if cut == size else cut)
+    sampler = recipe.sampler if size is None else recipe.sampler.at(recipe.tokenizer.latent_of(*size))
+
+    @jax.jit
+    def draw(
+        params: Mapping,
+        arrays: Mapping,
+        opposite: Mapping,
+        dropped: jax.Array,
+        seeds: jax.Array,
+        knobs: Mapping,
+        canvas: Canvas | None,
+    ) -> Any:
+        keys = jax.vmap(jax.random.key)(seeds)
+        kept = jnp.zeros(dropped.shape, bool)
+        embed_keys = random.fold(keys, 'embed')
+        request = Request(
+            cond=recipe.conditioner.embed(params, arrays, kept, embed_keys),
+            null=recipe.conditioner.embed(params, opposite, dropped, embed_keys),
+            keys=random.fold(keys, 'sample'),
+            **_prepared(recipe, params, canvas, keys),
+        )
+        return finish(params, request, sampler.sample(params, request, knobs))
+
+    return draw
+
+
+def abstract_call(program: Program, batch: int, size: tuple[int, int] | None = None) -> tuple[Any, ...]:
+    """The shapes of what `draw_step` is called with for pictures of prompts, which are read ahead."""
+    recipe, ahead_of_it = program.recipe, ahead(program.recipe)
+    names = [name for name in recipe.networks if not (ahead_of_it and name == TEXT)]
+    params = {name: program.layout(name) for name in names}
+    size = size or _square(recipe)
+    example = {**blank_example(size[0]), 'size': size}
+    if ahead_of_it:
+        layout, arrays = {TEXT: program.layout(TEXT)}, recipe.conditioner.arrays([example])
+        text, _ = jax.eval_shape(recipe.conditioner.features, layout, arrays)
+        example |= {name: np.zeros((1, text.shape[-1]), text.dtype) for name in (TEXT, NULL)}
+    arrays = recipe.conditioner.arrays([example])
+    given = arrays, arrays, np.zeros(1, bool), np.zeros(1, np.uint32)
+    rows = sharding.batch_sharding(program.mesh)
+    given = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype, sharding=rows), given)
+    return params, *given, jax.eval_shape(recipe.sampler.knobs), None
+
+
+def _square(recipe: Recipe) -> tuple[int, int]:
+    return (recipe.config['data']['resolution'],) * 2
 
 
 def _pictures(

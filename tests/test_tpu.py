@@ -4,15 +4,13 @@ import importlib.util
 import math
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgen import config as configs
 from jaxgen import recipe
-from jaxgen.conditioning.request import Request
+from jaxgen.generate import abstract_call, draw_step
 from jaxgen.program import assemble
 from jaxgen.training import sharding
 
@@ -49,19 +47,8 @@ def features(program, batch):
 
 def drawing(program, batch, decode=True):
     """Pictures, or their latents, from text features: the program, and what it is called with."""
-    own = program.recipe
-
-    def draw(params, arrays, seeds, knobs):
-        keys = jax.vmap(jax.random.key)(seeds)
-        conds = (own.conditioner.embed(params, arrays, jnp.full(batch, drop), keys) for drop in (False, True))
-        latents = own.sampler.sample(params, Request(*conds, keys), knobs)
-        return own.tokenizer.decode(params, latents) if decode else latents
-
-    text = np.zeros((1, own.conditioner.text.width), own.conditioner.text.dtype)
-    arrays = own.conditioner.arrays([{'text': text, 'size': (1, 1)}])
-    given = split(program, batch, (arrays, np.zeros(1, np.uint32)))
-    params = {name: program.layout(name) for name in ('model', 'tokenizer')}
-    return jax.jit(draw), params, *given, jax.eval_shape(own.sampler.knobs)
+    finish = None if decode else lambda params, request, latents: latents
+    return draw_step(program.recipe, finish=finish), *abstract_call(program, batch)
 
 
 def split(program, batch, arrays):
