@@ -35,8 +35,8 @@ START = (
     '(setsid nohup sh -c {script} < /dev/null > ../jaxgen.log 2>&1 &) ; '
     'until [ -s ../jaxgen.pid ]; do sleep 0.1; done'
 )
-FOLLOW = 'tail -n +{line} -F --pid=$(cat jaxgen.pid) jaxgen.log; sleep 1; exit $(cat jaxgen.exit)'
-STOP = 'kill -TERM $(cat jaxgen.pid); tail -f /dev/null --pid=$(cat jaxgen.pid)'
+FOLLOW = 'tail -n +{line} -F --pid="$(cat jaxgen.pid)" jaxgen.log; sleep 1; exit "$(cat jaxgen.exit)"'
+STOP = 'pid=$(cat jaxgen.pid) && kill -TERM "$pid"; tail -f /dev/null --pid="$pid"'
 
 
 class Machine:
