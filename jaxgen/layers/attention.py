@@ -1,25 +1,32 @@
 """Attention (Vaswani et al., 1706.03762) with heads kept in (B, L, H, K).
 
-Query, key and value are projected separately and scores stay in the compute dtype with float32 softmax
-statistics: measured the fastest form on TPU at the lengths of latent images. Optional rotary positions,
-normalised queries and keys (Dehghani et al., 2302.05442), compressed keys and values (layers/compress.py).
+Query, key and value are projected separately. One function attends, by what is fastest for the backend and
+the shape: our kernel on TPUs, cuDNN's on GPUs, or plain products whose scores stay in the compute dtype with
+float32 softmax statistics. Optional rotary positions, normalised queries and keys (Dehghani et al.,
+2302.05442), compressed keys and values (layers/compress.py).
 """
 
 # B batch, L query tokens, M key tokens, H heads, K width of a head, D width
+
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxgen.kernels.flash import flash_attention
+from jaxgen.layers import sequence
 from jaxgen.layers.compress import Compress
-from jaxgen.layers.linear import Initializer, Linear, xavier, xavier_fused
+from jaxgen.layers.linear import Initializer, Linear, platform, xavier, xavier_fused
 from jaxgen.layers.modulation import layer_norm, rms_norm
 from jaxgen.layers.rope import rotate
 
-IMPLEMENTATIONS = ('einsum', 'float32', 'xla', 'cudnn')
+IMPLEMENTATIONS = ('einsum', 'float32', 'xla', 'cudnn', 'flash')
 # As many scores of one example are computed at a time; only images above 512 px have more.
 SCORES = 2**26
+# On TPUs the kernel is faster from as many scores of a head on: 256 x 256, but not 256 x 120.
+FLASH_SCORES = 2**16
 
 
 def _allowed(mask: jax.Array | None, causal: bool, queries: int, keys: int) -> jax.Array | None:
@@ -78,28 +85,77 @@ def attention(
     causal: bool = False,
     implementation: str | None = None,
 ) -> jax.Array:
-    """softmax(q k' / sqrt(K)) v per head.
+    """softmax(q k' / sqrt(K)) v per head; under the checkpoint name 'attention'.
 
     `mask` is True where a key may be seen, [B, M] or [B, L, M]. Implementations: 'einsum' (scores in the
     dtype given, statistics float32), 'float32' (everything float32), 'xla' and 'cudnn' (those of
-    jax.nn.dot_product_attention, the latter on GPUs only). None is 'einsum': it runs on every backend and is
-    the fastest measured for TPU.
+    jax.nn.dot_product_attention, the latter on GPUs only), 'flash' (our kernel, TPUs only, without causal
+    order, and masks of keys alone). None is the fastest for the backend and the shape; 'einsum' is the one
+    that also has forward-mode and second derivatives.
     """
-    implementation = implementation or 'einsum'
+    implementation = implementation or best(q_BLHK, k_BMHK, mask, causal)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f'attention implementation {implementation!r} is unknown; choose from {IMPLEMENTATIONS}'
         )
+    if implementation == 'flash' and (causal or (mask is not None and mask.ndim != 2)):
+        raise ValueError("attention 'flash' has no causal order, and masks of keys alone; use 'einsum'")
     allowed = _allowed(mask, causal, q_BLHK.shape[1], k_BMHK.shape[1])
+    attend = functools.partial(_local_attention, implementation)
+    # The compiler splits products over a mesh, but neither kernels nor what needs an exchange of tokens.
+    if implementation == 'flash' or sequence.is_split():
+        return sequence.on_shards(attend, q_BLHK, k_BMHK, v_BMHK, allowed)
+    return attend(q_BLHK, k_BMHK, v_BMHK, allowed)
+
+
+def _local_attention(
+    implementation: str,
+    q_BLHK: jax.Array,
+    k_BMHK: jax.Array,
+    v_BMHK: jax.Array,
+    allowed: jax.Array | None = None,
+) -> jax.Array:
+    if implementation == 'flash':  # names what its backward reads itself
+        return flash_attention(q_BLHK, k_BMHK, v_BMHK, None if allowed is None else allowed[:, 0, 0])[0]
     if implementation == 'einsum':
-        return _einsum_attention(q_BLHK, k_BMHK, v_BMHK, allowed, None)
-    if implementation == 'float32':
+        y_BLHK = _einsum_attention(q_BLHK, k_BMHK, v_BMHK, allowed, None)
+    elif implementation == 'float32':
         q, k, v = (a.astype(jnp.float32) for a in (q_BLHK, k_BMHK, v_BMHK))
-        return _einsum_attention(q, k, v, allowed, 'highest').astype(q_BLHK.dtype)
-    if allowed is not None:
-        shape = (q_BLHK.shape[0], 1, q_BLHK.shape[1], k_BMHK.shape[1])
-        allowed = jnp.broadcast_to(allowed, shape)
-    return jax.nn.dot_product_attention(q_BLHK, k_BMHK, v_BMHK, mask=allowed, implementation=implementation)
+        y_BLHK = _einsum_attention(q, k, v, allowed, 'highest').astype(q_BLHK.dtype)
+    else:
+        if allowed is not None:
+            shape = (q_BLHK.shape[0], 1, q_BLHK.shape[1], k_BMHK.shape[1])
+            allowed = jnp.broadcast_to(allowed, shape)
+        y_BLHK = jax.nn.dot_product_attention(
+            q_BLHK, k_BMHK, v_BMHK, mask=allowed, implementation=implementation
+        )
+    return checkpoint_name(y_BLHK, 'attention')
+
+
+def best(q_BLHK: jax.Array, k_BMHK: jax.Array, mask: jax.Array | None, causal: bool) -> str:
+    """The fastest implementation for the devices of the mesh, or those at hand, and these shapes."""
+    width, dtype = q_BLHK.shape[3], q_BLHK.dtype
+    keys_alone = not causal and (mask is None or mask.ndim == 2)
+    if (
+        platform() == 'tpu'
+        and dtype == jnp.bfloat16
+        and keys_alone
+        and flash_fits(q_BLHK.shape[1] * k_BMHK.shape[1], width)
+    ):
+        return 'flash'
+    if (
+        platform() in ('gpu', 'cuda')
+        and dtype in (jnp.bfloat16, jnp.float16)
+        and width % 8 == 0
+        and width <= 128
+    ):
+        return 'cudnn'
+    return 'einsum'
+
+
+def flash_fits(scores: int, width: int) -> bool:
+    """Whether our kernel is faster than plain products on a TPU."""
+    return scores >= FLASH_SCORES and width % 8 == 0 and width <= 128
 
 
 class SelfAttention(nn.Module):
@@ -190,6 +246,5 @@ def _attend(
     k_BMHK = checkpoint_name(k_BMHK, 'key')
     v_BMHK = checkpoint_name(v_BMHK, 'value')
     y_BLHK = attention(q_BLHK, k_BMHK, v_BMHK, mask, causal=causal, implementation=implementation)
-    y_BLHK = checkpoint_name(y_BLHK, 'attention')
     width = y_BLHK.shape[-2] * y_BLHK.shape[-1]
     return Linear(width, merge=2, kernel_init=out_init, name='out')(y_BLHK)

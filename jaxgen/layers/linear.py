@@ -41,6 +41,12 @@ def is_array(kernel: Any) -> bool:
     return isinstance(kernel, jax.Array | np.ndarray)
 
 
+def platform() -> str:
+    """That of the mesh's devices, which need not be there, or of those at hand."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
 class Linear(nn.Module):
     """y = x W + b over the last `merge` axes of x, giving the axes `features`.
 
@@ -71,11 +77,15 @@ class Linear(nn.Module):
                     f'{"/".join(self.path)}: kernel is {kernel.shape} but the input and features ask for '
                     f'{(width_in, width_out)}; check the sizes the network was built with'
                 )
-            kernel = jnp.asarray(kernel, x.dtype).reshape(inputs + features)
-            over = tuple(range(x.ndim - self.merge, x.ndim))
-            y = jax.lax.dot_general(
-                x, kernel, ((over, tuple(range(self.merge))), ((), ())), precision=self.precision
-            )
+            kernel = jnp.asarray(kernel, x.dtype)
+            if platform() == 'cpu':
+                # The CPU's compiler makes a kernel's gradient two to three times faster from these.
+                rows = jnp.dot(x.reshape(-1, width_in), kernel, precision=self.precision)
+                y = rows.reshape(lead + features)
+            else:
+                kernel = kernel.reshape(inputs + features)
+                over = tuple(range(x.ndim - self.merge, x.ndim)), tuple(range(self.merge))
+                y = jax.lax.dot_general(x, kernel, (over, ((), ())), precision=self.precision)
         else:
             y = kernel.dot(x.reshape(lead + (width_in,))).reshape(lead + features)
         if self.use_bias:

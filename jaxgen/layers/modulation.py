@@ -12,6 +12,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxgen.layers.linear import Linear, zeros
+from jaxgen.layers.segment import exchange
 
 
 def layer_norm(
@@ -31,3 +35,23 @@ def rms_norm(*, epsilon: float = 1e-6, dtype: Any = jnp.float32, name: str | Non
 def modulate(x_BLD: jax.Array, shift_B1D: jax.Array, scale_B1D: jax.Array) -> jax.Array:
     """x (1 + scale) + shift."""
     return x_BLD * (1 + scale_B1D) + shift_B1D
+
+
+def modulation(c_BD: jax.Array, parts: int, dtype: Any) -> list[jax.Array]:
+    """So many shifts, scales and gates [B, 1, D] from the condition, zero at first (adaLN-Zero).
+
+    To be called inside a module, whose parameters 'modulation' they take.
+    """
+    # Split after the product: a kernel's shards would not fit into such parts.
+    features = parts * c_BD.shape[-1]
+    parts_BD = Linear(features, kernel_init=zeros, name='modulation')(jax.nn.silu(c_BD).astype(dtype))
+    return jnp.split(exchange(parts_BD[:, None]), parts, axis=-1)
+
+
+def residual(x_BLD: jax.Array, branch_BLD: jax.Array, gate_B1D: jax.Array | None = None) -> jax.Array:
+    """x + gate branch, the branch bearing a name by which it is kept for the backward pass.
+
+    The gate's gradient and the next norm want it, and its last matmul would be run a second time for them.
+    """
+    branch_BLD = checkpoint_name(branch_BLD, 'branch')
+    return x_BLD + (branch_BLD if gate_B1D is None else gate_B1D.astype(x_BLD.dtype) * branch_BLD)

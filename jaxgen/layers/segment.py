@@ -21,7 +21,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 Tree = Any
 
-SAVED_NAMES = ('query', 'key', 'value', 'attention', 'mlp_hidden')
+SAVED_NAMES = ('query', 'key', 'value', 'attention', 'attention_statistics', 'mlp_hidden', 'branch')
 REMAT = ('none', 'full', 'dots', 'named')
 BATCH_AXES = ('data', 'fsdp')
 HANDLED = ('out', 'delta')  # the sites that need no help from the block
@@ -190,20 +190,32 @@ def constrain(x_BLD: jax.Array, whole: bool = False) -> jax.Array:
 
     `whole` keeps all tokens of an example together, as what all others look at.
     """
-    batch = _fitting(BATCH_AXES, x_BLD.shape[0])
-    tokens = () if whole else _fitting(('sequence',), x_BLD.shape[1])
+    batch = fitting(BATCH_AXES, x_BLD.shape[0])
+    tokens = () if whole else fitting(('sequence',), x_BLD.shape[1])
     if not batch and not tokens:
         return x_BLD
     free = PartitionSpec.UNCONSTRAINED
     return jax.lax.with_sharding_constraint(x_BLD, PartitionSpec(batch or free, tokens or None, None))
 
 
+def exchange(y_BLD: jax.Array) -> jax.Array:
+    """Places the product of a few rows and a large kernel: made where the kernel's shards are, then by rows.
+
+    So the rows travel, which are fewer bytes than the kernel. No mesh: no-op.
+    """
+    if 'fsdp' in fitting(('fsdp',), y_BLD.shape[-1]):
+        free = PartitionSpec.UNCONSTRAINED
+        rows = PartitionSpec(fitting(('data',), y_BLD.shape[0]) or free, None, 'fsdp')
+        y_BLD = jax.lax.with_sharding_constraint(y_BLD, rows)
+    return constrain(y_BLD)
+
+
 def batch_shards(batch: int) -> int:
     """Over how many devices `constrain` splits a batch of this size."""
-    return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in _fitting(BATCH_AXES, batch))
+    return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in fitting(BATCH_AXES, batch))
 
 
-def _fitting(names: tuple[str, ...], length: int) -> tuple[str, ...]:
+def fitting(names: tuple[str, ...], length: int) -> tuple[str, ...]:
     """Those of the mesh's axes that a dimension can be split over."""
     mesh, chosen = jax.sharding.get_abstract_mesh(), []
     for name, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types):

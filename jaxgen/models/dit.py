@@ -18,7 +18,7 @@ from jaxgen.layers.attention import SelfAttention
 from jaxgen.layers.embeddings import LabelEmbedding, TimeEmbedding, position_table
 from jaxgen.layers.linear import Linear, zeros
 from jaxgen.layers.mlp import Mlp
-from jaxgen.layers.modulation import layer_norm, modulate
+from jaxgen.layers.modulation import layer_norm, modulate, modulation, residual
 from jaxgen.layers.patches import PatchEmbed, grid_of, unpatchify
 from jaxgen.layers.segment import Segment, expose
 from jaxgen.layers.stack import Stack, constrain
@@ -39,21 +39,18 @@ class DiTBlock(nn.Module):
         self, x_BLD: jax.Array, c_BD: jax.Array, *, per_layer: Any = None, train: bool = False
     ) -> jax.Array:
         width = x_BLD.shape[-1]
-        parts = Linear((6, width), kernel_init=zeros, name='modulation')(
-            jax.nn.silu(c_BD).astype(x_BLD.dtype)
-        )
-        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = (
-            parts[:, i, None] for i in range(6)
+        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation(
+            c_BD, 6, x_BLD.dtype
         )
         h = modulate(layer_norm(affine=False)(x_BLD), shift_attention, scale_attention).astype(x_BLD.dtype)
         h = SelfAttention(self.heads, implementation=self.implementation, name='attention')(h)
         expose(self, 'attention', h)
-        x_BLD = x_BLD + gate_attention * h
+        x_BLD = residual(x_BLD, h, gate_attention)
         normed = layer_norm(affine=False, epsilon=self.norm_epsilon)(x_BLD)
         h = modulate(normed, shift_mlp, scale_mlp).astype(x_BLD.dtype)
         h = Mlp(4 * width, width, name='mlp')(h)
         expose(self, 'mlp', h)
-        return x_BLD + gate_mlp * h
+        return residual(x_BLD, h, gate_mlp)
 
 
 class FinalLayer(nn.Module):
@@ -63,13 +60,8 @@ class FinalLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, c_BD: jax.Array) -> jax.Array:
-        width = x_BLD.shape[-1]
-        parts = Linear((2, width), kernel_init=zeros, name='modulation')(
-            jax.nn.silu(c_BD).astype(x_BLD.dtype)
-        )
-        h = modulate(layer_norm(affine=False)(x_BLD), parts[:, 0, None], parts[:, 1, None]).astype(
-            x_BLD.dtype
-        )
+        shift, scale = modulation(c_BD, 2, x_BLD.dtype)
+        h = modulate(layer_norm(affine=False)(x_BLD), shift, scale).astype(x_BLD.dtype)
         return Linear(self.features, kernel_init=zeros, name='out')(h)
 
 

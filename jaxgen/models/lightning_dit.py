@@ -19,7 +19,7 @@ from jaxgen.layers.attention import SelfAttention
 from jaxgen.layers.embeddings import LabelEmbedding, TimeEmbedding, position_table
 from jaxgen.layers.linear import Linear, xavier_fused, zeros
 from jaxgen.layers.mlp import SwiGlu
-from jaxgen.layers.modulation import modulate, rms_norm
+from jaxgen.layers.modulation import modulate, modulation, residual, rms_norm
 from jaxgen.layers.patches import PatchEmbed, grid_of, unpatchify
 from jaxgen.layers.rope import rope_2d
 from jaxgen.layers.segment import Segment, expose
@@ -53,10 +53,8 @@ class LightningDiTBlock(nn.Module):
         train: bool = False,
     ) -> jax.Array:
         width, dtype = x_BLD.shape[-1], x_BLD.dtype
-        modulation = Linear((6, width), kernel_init=zeros, name='modulation')
-        parts = modulation(jax.nn.silu(c_BD).astype(dtype))
-        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = (
-            parts[:, i, None] for i in range(6)
+        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation(
+            c_BD, 6, dtype
         )
         h = modulate(rms_norm(name='attention_norm')(x_BLD), shift_attention, scale_attention).astype(dtype)
         attention = SelfAttention(
@@ -64,13 +62,13 @@ class LightningDiTBlock(nn.Module):
         )
         h = attention(h, rope=rope)
         expose(self, 'attention', h)
-        x_BLD = x_BLD + gate_attention * h
+        x_BLD = residual(x_BLD, h, gate_attention)
         h = modulate(rms_norm(name='mlp_norm')(x_BLD), shift_mlp, scale_mlp).astype(dtype)
         # Two thirds of DiT's hidden width: as many parameters with three matrices.
         hidden = int(2 / 3 * (4 * width))
         h = SwiGlu(hidden, width, use_bias=True, kernel_init=xavier_fused(2), name='mlp')(h)
         expose(self, 'mlp', h)
-        return x_BLD + gate_mlp * h
+        return residual(x_BLD, h, gate_mlp)
 
 
 class FinalLayer(nn.Module):
@@ -80,10 +78,9 @@ class FinalLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, c_BD: jax.Array) -> jax.Array:
-        width, dtype = x_BLD.shape[-1], x_BLD.dtype
-        modulation = Linear((2, width), kernel_init=zeros, name='modulation')
-        parts = modulation(jax.nn.silu(c_BD).astype(dtype))
-        h = modulate(rms_norm(name='norm')(x_BLD), parts[:, 0, None], parts[:, 1, None]).astype(dtype)
+        dtype = x_BLD.dtype
+        shift, scale = modulation(c_BD, 2, dtype)
+        h = modulate(rms_norm(name='norm')(x_BLD), shift, scale).astype(dtype)
         return Linear(self.features, kernel_init=zeros, name='out')(h)
 
 

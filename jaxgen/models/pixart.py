@@ -19,7 +19,7 @@ from jaxgen.layers.attention import CrossAttention, SelfAttention
 from jaxgen.layers.embeddings import SizeEmbedding, TimeEmbedding, position_table
 from jaxgen.layers.linear import Linear, xavier, zeros
 from jaxgen.layers.mlp import Mlp
-from jaxgen.layers.modulation import layer_norm, modulate
+from jaxgen.layers.modulation import layer_norm, modulate, residual
 from jaxgen.layers.patches import PatchEmbed, grid_of, unpatchify
 from jaxgen.layers.segment import Segment, expose
 from jaxgen.layers.stack import Stack, constrain
@@ -72,16 +72,16 @@ class PixArtBlock(nn.Module):
         )
         h = attention(h, grid=grid)
         expose(self, 'attention', h)
-        x_BLD = x_BLD + gate_attention.astype(dtype) * h
+        x_BLD = residual(x_BLD, h, gate_attention)
         out_init = xavier if self.open_start else zeros
         cross = CrossAttention(self.heads, self.implementation, out_init=out_init, name='cross_attention')
         h = cross(x_BLD, text_BMD, text_mask_BM)
         expose(self, 'cross_attention', h)
-        x_BLD = x_BLD + h
+        x_BLD = residual(x_BLD, h)
         h = modulate(layer_norm(affine=False)(x_BLD), shift_mlp, scale_mlp).astype(dtype)
         h = Mlp(4 * width, width, name='mlp')(h)
         expose(self, 'mlp', h)
-        return x_BLD + gate_mlp.astype(dtype) * h
+        return residual(x_BLD, h, gate_mlp)
 
 
 class FinalLayer(nn.Module):

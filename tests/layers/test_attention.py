@@ -90,8 +90,10 @@ def test_many_scores_are_computed_in_pieces(implementation, kind, monkeypatch):
 
 
 def test_unknown_implementation_and_mask_are_refused():
-    with pytest.raises(ValueError, match='flash'):
-        attention(Q, K, V, implementation='flash')
+    with pytest.raises(ValueError, match='ring'):
+        attention(Q, K, V, implementation='ring')
+    with pytest.raises(ValueError, match='causal'):
+        attention(Q, K, V, causal=True, implementation='flash')
     with pytest.raises(ValueError, match=r'\(7,\)'):
         attention(Q, K, V, MASK[0])
     with pytest.raises(ValueError, match='3 heads'):

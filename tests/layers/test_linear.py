@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from golden.seeded import normal
 
+from jaxgen.layers import linear
 from jaxgen.layers.linear import Linear, xavier_fused
 
 
@@ -43,7 +44,8 @@ def test_heads_are_split_and_merged():
     assert merge.init(jax.random.key(0), heads)['params']['kernel'].shape == (8, 6)
 
 
-def test_no_activation_is_transposed():
+def test_no_activation_is_transposed(monkeypatch):
+    monkeypatch.setattr(linear, 'platform', lambda: 'tpu')
     split, split_params, merge, merge_params = with_heads()
 
     def both(x):
@@ -53,6 +55,21 @@ def test_no_activation_is_transposed():
     assert 'transpose' not in str(jax.make_jaxpr(both)(x))
     reshaped = [e for e in jax.make_jaxpr(both)(x).eqns if e.primitive.name == 'reshape']
     assert all(3 not in e.outvars[0].aval.shape for e in reshaped)  # kernels and biases, not the batch
+
+
+def test_the_form_for_the_cpu_says_the_same(monkeypatch):
+    split, split_params, merge, merge_params = with_heads()
+    x = jnp.asarray(normal('x', (3, 5, 6)))
+
+    def both(x, split_params, merge_params):
+        y = merge.apply({'params': merge_params}, split.apply({'params': split_params}, x))
+        return (y**2).sum()
+
+    results = []
+    for platform in ('cpu', 'tpu'):
+        monkeypatch.setattr(linear, 'platform', lambda platform=platform: platform)
+        results.append(jax.value_and_grad(both, (0, 1, 2))(x, split_params, merge_params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), *results)
 
 
 def test_kernel_class_is_used_by_its_dot():
