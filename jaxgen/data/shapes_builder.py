@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import fcntl
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -122,3 +122,9 @@ def prepare(data_dir: str, sizes: Sizes) -> JaxgenShapes:
             if not JaxgenShapes(sizes, str(root)).is_prepared():
                 raise
     return JaxgenShapes(sizes, str(root))
+
+
+def records(data_dir: str, sizes: Sizes, split: str) -> Sequence[dict]:
+    """The records of a split as they were written, the pictures as PNG."""
+    builder = prepare(data_dir, sizes)
+    return builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})

@@ -7,6 +7,7 @@ access, so that data can be a function of (seed, step).
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,6 +25,7 @@ class Description:
     label_names: tuple[str, ...] | None = None
     arrays: tuple[str, ...] = ('image',)
     latent: tuple[int, ...] | None = None  # the shape of what is stored already encoded
+    encoding: Mapping[str, Any] | None = None  # what it was encoded by
 
 
 class Source(Protocol):
@@ -42,6 +44,13 @@ class Augmenting(Protocol):
     """A source that also draws a random variant of an example (a random crop) for training."""
 
     def augmented(self, index: int, rng: np.random.Generator) -> Example: ...
+
+
+@runtime_checkable
+class Mirroring(Protocol):
+    """A source that knows what becomes of an example's mirror image, where no picture is left to turn."""
+
+    def mirrored(self, index: int) -> Example: ...
 
 
 def check_split(split: str) -> None:

@@ -21,22 +21,30 @@ from jax.interpreters import partial_eval
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """`flops` of a program; `open_loops` of its loops have no known length and counted once."""
+    """`flops` of a program; `open_loops` of its loops, with `open_flops` in them, have no known length and
+    counted once."""
 
     flops: int
     open_loops: int = 0
+    open_flops: int = 0
 
     def __add__(self, other: 'Count') -> 'Count':
-        return Count(self.flops + other.flops, self.open_loops + other.open_loops)
+        return Count(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other))))
 
     def times(self, repeats: int) -> 'Count':
         """The count of a program repeated."""
-        return Count(self.flops * repeats, self.open_loops)
+        return Count(self.flops * repeats, self.open_loops, self.open_flops * repeats)
+
+    def turned(self, turns: int) -> int:
+        """The operations where its open loops go round so many times."""
+        return self.flops + (turns - 1) * self.open_flops
 
 
 def count(function: Callable, *arguments: Any) -> Count:
     """The operations of a call; arguments may be shapes (ShapeDtypeStruct), nothing is computed."""
-    closed = jax.make_jaxpr(function)(*arguments)
+    # Compiler options of a jitted function are refused inside of another trace.
+    jitted = function if hasattr(function, 'trace') else jax.jit(function)
+    closed = jitted.trace(*arguments).jaxpr
     # What no result needs is not executed: unused captures, gradients nobody asked for.
     needed, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     return _count(needed)
@@ -107,7 +115,8 @@ def _scan(equation: core.JaxprEqn) -> Count:
 
 
 def _while(equation: core.JaxprEqn) -> Count:
-    return _inside(equation) + Count(0, 1)
+    inside = _inside(equation)
+    return Count(inside.flops, inside.open_loops + 1, inside.flops)
 
 
 def _cond(equation: core.JaxprEqn) -> Count:

@@ -35,7 +35,7 @@ SECTIONS = (
 )
 TRAIN = ('batch', 'seed', 'accumulate', 'flip')
 # But not where the data lies, what a step may cost, or where parameters do.
-FREE = re.compile(r'data\.path|data\.unreadable_limit|.*\.remat|networks\..*\.rules')
+FREE = re.compile(r'data\.(path|cache|unreadable_limit)|.*\.remat|networks\..*\.rules')
 
 
 def make(named: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from typing import Any
 
 import flax.struct
+import jax
+import jax.numpy as jnp
 
 
 @flax.struct.dataclass
@@ -22,3 +24,12 @@ class TrainState:
     def trees(self) -> dict[str, Any]:
         """The state as a plain dictionary, as checkpoints hold it."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def kept_in(dtype: str | None, tree: Any) -> Any:
+    """Parameters in the dtype that they are kept in."""
+    if dtype is None:
+        return tree
+    return jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
+    )

@@ -4,22 +4,18 @@ The JSON lines are the record that other programs read; a resumed run cuts them 
 so that the file reads as if the run had never stopped. A full disk ends no run: the lines wait for room.
 """
 
-import contextlib
 import json
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 import jax
 import numpy as np
 from etils import epath
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 log = logging.getLogger('jaxgen')
@@ -53,8 +49,10 @@ class Telemetry:
         self._console = sys.stderr if console is None else console
         directory = epath.Path(workdir)
         directory.mkdir(parents=True, exist_ok=True)
+        from jaxgen.training.board import Board  # seconds where torch is installed, which it then loads
+
         self._lines = _Lines(directory / METRICS, resume_step)
-        self._board = _Board(directory / 'tensorboard', resume_step)
+        self._board = Board(directory / 'tensorboard', resume_step)
         self._bar = None
         if self._console.isatty() or watch is not None:
             self._bar = tqdm(total=total_steps, initial=resume_step, file=self._console, unit='step')
@@ -67,7 +65,7 @@ class Telemetry:
             return
         numbers = {name: float(np.asarray(value)) for name, value in values.items()}
         self._lines.append({'step': step, 'time': time.time(), **numbers})
-        self._board.add(step, [summary.scalar(name, number) for name, number in numbers.items()])
+        self._board.scalars(step, numbers)
         self._show(step, numbers)
 
     def images(self, step: int, name: str, grid: np.ndarray) -> None:
@@ -79,7 +77,7 @@ class Telemetry:
             raise ValueError(
                 f'image {name!r} is {grid.dtype}{list(grid.shape)}; give one uint8 [H, W, 3] grid'
             )
-        self._board.add(step, [summary.image(name, grid, dataformats='HWC')])
+        self._board.image(step, name, grid)
         if self._watch is not None:
             self._watch(step, grid)
 
@@ -169,43 +167,6 @@ class _Lines:
             if not self._failed:
                 log.warning('%s could not be written (%s); its lines wait for room.', self._path, error)
             self._failed = True
-
-
-class _Board:
-    """A TensorBoard file, written by the caller: the library's own thread blocks the run on a full disk."""
-
-    def __init__(self, directory: epath.Path, resume_step: int):
-        self._directory, self._writer, self._given_up = directory, None, False
-        self._flushed = time.monotonic()
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write([event_pb2.Event(step=resume_step + 1, session_log=start)])  # hides what was after it
-
-    def add(self, step: int, summaries: Sequence[Any]) -> None:
-        self._write([event_pb2.Event(step=step, summary=one) for one in summaries])
-
-    def close(self) -> None:
-        self._write([], flush=True)
-        with contextlib.suppress(OSError):  # told by now
-            if self._writer is not None:
-                self._writer.close()
-
-    def _write(self, events: Sequence[Any], flush: bool = False) -> None:
-        if self._given_up:
-            return
-        now = time.monotonic()
-        try:
-            if self._writer is None:
-                self._directory.mkdir(parents=True, exist_ok=True)
-                self._writer = EventsWriter(os.fspath(self._directory / 'events'))
-            for event in events:
-                event.wall_time = time.time()
-                self._writer.write_event(event)
-            if flush or now - self._flushed > SECONDS_BETWEEN_UPLOADS:
-                self._writer.flush()
-                self._flushed = now
-        except OSError as error:
-            log.warning('TensorBoard could not be written (%s); the run goes on without it.', error)
-            self._given_up = True  # half an event would hide all after it
 
 
 def _kept(path: epath.Path, resume_step: int) -> list[str]:

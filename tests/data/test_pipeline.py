@@ -62,13 +62,14 @@ def test_a_resume_continues_the_same_batches(source, start):
 
 
 @pytest.mark.parametrize('train', [True, False])
-@pytest.mark.parametrize('processes', [2, 3])
-def test_slices_of_the_processes_make_one_process_s_batch(processes, train):
+@pytest.mark.parametrize('split', [[[0, 1, 2], [3, 4, 5]], [[0, 3], [1, 4], [2, 5]]])
+def test_rows_of_the_processes_make_one_process_s_batch(split, train):
     parts = [
-        take(4, Cropped(10), flip=True, train=train, start_step=2, process=process, processes=processes)
-        for process in range(processes)
+        take(4, Cropped(10), flip=True, train=train, start_step=2, rows=np.array(rows)) for rows in split
     ]
-    same(joined(parts), take(4, Cropped(10), flip=True, train=train, start_step=2))
+    order = np.argsort(np.concatenate(split))
+    whole = [{name: array[order] for name, array in one.items()} for one in joined(parts)]
+    same(whole, take(4, Cropped(10), flip=True, train=train, start_step=2))
 
 
 def test_threads_change_nothing():
@@ -133,9 +134,9 @@ def test_without_arrays_there_are_pictures_alone():
 @pytest.mark.parametrize(
     ('options', 'words'),
     [
-        ({'processes': 4}, 'multiple of 4'),
+        ({'rows': []}, r'rows \[\] of a batch of 6'),
         ({'batch': 0}, 'batch of 0'),
-        ({'process': 2, 'processes': 2}, 'process 2 of 2'),
+        ({'rows': [5, 6]}, 'some of 0 to 5'),
         ({'start_step': -1}, 'start_step=-1'),
         ({'source': Counting(0)}, 'no examples'),
     ],

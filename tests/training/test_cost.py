@@ -98,7 +98,7 @@ def test_branches_loops_and_custom_derivatives():
 
     custom.defvjp(lambda x: (x @ x, x), lambda x, g: (g @ x.T + x.T @ g,))
     assert cost.flops(branch, square) == 2 * product
-    assert cost.count(loop, square) == cost.Count(product, 1)
+    assert cost.count(loop, square) == cost.Count(product, 1, product)
     assert cost.flops(custom, square) == product
     assert cost.flops(jax.grad(lambda x: custom(x).sum()), square) == 2 * product
 

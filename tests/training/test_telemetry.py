@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from jaxgen.training import telemetry
+from jaxgen.training import board, telemetry
 
 
 def read_lines(path):
@@ -83,6 +83,7 @@ def full_disk(room):
 
 def test_a_full_disk_ends_no_run_and_costs_no_line(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(telemetry, 'SECONDS_BETWEEN_UPLOADS', 0)
+    monkeypatch.setattr(board, 'SECONDS_BETWEEN_FLUSHES', 0)
     monkeypatch.setattr(telemetry.log, 'propagate', True)
     with telemetry.Telemetry(tmp_path, 100, console=io.StringIO()) as run:
         for step in range(1, 4):
