@@ -6,6 +6,8 @@ variance, AdamW at 1e-4 without decay, batch 256, EMA 0.9999, the pipeline's DDI
 figures are drawn with `--config.sampler.solver.name=ddpm --config.sampler.guided_channels=3` and the knobs
 `steps=250,guidance=1.5`.
 Cost: `--mode=plan` prints parameters, FLOPs a step and memory a device before anything is rented.
+Encode once, not in every step: `--mode=cache --workdir=runs/cache`, then train with
+`--config.data.cache=runs/cache`.
 Expect: nothing measured yet; the paper's FID-50k is 2.27 at 256 px after 7 M steps, 3.04 at 512 after 3 M.
 """
 

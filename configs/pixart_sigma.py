@@ -10,6 +10,8 @@ DPM-Solver++. The paper's compressed keys and values, which published weights ar
 `--config.model.compress_ratio=2 --config.model.compress_layers="(14, 15, ...)"`, there from layer 14 on.
 Not as published: AdamW for the authors' CAME, and squares for their aspect buckets.
 Cost: `--mode=plan` prints parameters, FLOPs a step and memory a device before anything is rented.
+Encode once, not in every step: `--mode=cache --workdir=runs/cache`, then train with
+`--config.data.cache=runs/cache`.
 Expect: nothing measured yet at this size; configs/quickstart.py is the same system in small, measured.
 """
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from jaxgen.program import Program
 from jaxgen.recipe import Recipe
-from jaxgen.training import sharding
+from jaxgen.training import compiler, sharding
 from jaxgen.weights import safetensors
 
 Example = Mapping[str, Any]
@@ -52,7 +52,8 @@ class Features:
         self._known: dict[str, np.ndarray] = {}
         self._params: Any = None
         self._batch = 1
-        self._encode = jax.jit(program.recipe.conditioner.features)
+        encode = program.recipe.conditioner.features
+        self._encode = jax.jit(encode, compiler_options=compiler.options(program.mesh))
 
     def __call__(
         self, examples: Sequence[Example], negatives: Sequence[Example] | None = None
@@ -101,7 +102,7 @@ class Features:
         mine = sharding.local_rows(program.mesh, batch)
         for start in tqdm(range(0, len(names), batch), desc='read prompts', unit='batch'):
             part = names[start : start + batch]
-            rows = [BLANK | examples[part[min(i, len(part) - 1)]] for i in range(batch)][mine]
+            rows = [BLANK | examples[part[min(i, len(part) - 1)]] for i in mine]
             arrays = program.recipe.conditioner.arrays(rows)
             with jax.set_mesh(program.mesh):
                 text, mask = self._encode(self._params, sharding.to_global(arrays, program.mesh))

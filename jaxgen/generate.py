@@ -17,15 +17,16 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jaxgen import executables, pretrained
 from jaxgen import keys as random
-from jaxgen import pretrained
 from jaxgen.conditioning import aspects
 from jaxgen.conditioning.request import Request
 from jaxgen.features import NAME as TEXT
 from jaxgen.features import NULL, Features, ahead, fits_together
 from jaxgen.program import Program, assemble, check_params, check_published, load_params, origin
+from jaxgen.quantize import precision as precisions
 from jaxgen.recipe import Recipe, blank_example, build
-from jaxgen.training import sharding
+from jaxgen.training import compiler, sharding
 from jaxgen.training.checkpoint import Checkpoints
 
 Example = Mapping[str, Any]
@@ -51,6 +52,7 @@ def make_generator(
     finish: Callable[..., Any] | None = None,
     size: tuple[int, int] | None = None,
     cut: tuple[int, int] | None = None,
+    programs: str = '',
 ) -> Callable[..., Any]:
     """`generate(params, examples, seeds, knobs, negatives, progress, canvas) -> images` of uint8, any number.
 
@@ -59,8 +61,11 @@ def make_generator(
     at once; a partial batch is filled up to a power of two, so few shapes are compiled. Another
     `finish(params, request, latents)` than the tokenizer's decoder gives its arrays instead of images. size:
     height and width, where not the recipe's square; `cut`: what the pictures are then scaled and cut to.
+    programs: a folder that may have the compiled call, see `keep_programs`.
     """
-    draw = draw_step(recipe, size, cut, finish)
+    draw = draw_step(recipe, mesh, size, cut, finish)
+    if programs and finish is None:
+        draw = executables.kept(draw, programs, recipe.config, mesh, size=size, cut=cut)
     size = size or _square(recipe)
     shards = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
     sharding.local_rows(mesh, batch)  # refuses a batch that does not divide
@@ -83,7 +88,7 @@ def make_generator(
         at_once = min(batch, shards * 2 ** math.ceil(math.log2(max(1, len(examples) / shards))))
         mine, images = sharding.local_rows(mesh, at_once), []
         for start in range(0, len(examples), at_once):
-            rows = [min(i, len(examples) - 1) for i in range(start, start + at_once)][mine]
+            rows = [min(start + i, len(examples) - 1) for i in mine]
             given = recipe.conditioner.arrays([examples[i] for i in rows])
             opposite = given if negatives is None else recipe.conditioner.arrays([negatives[i] for i in rows])
             dropped = np.full(len(rows), negatives is None)
@@ -104,6 +109,7 @@ def make_generator(
 
 def draw_step(
     recipe: Recipe,
+    mesh: Mesh,
     size: tuple[int, int] | None = None,
     cut: tuple[int, int] | None = None,
     finish: Callable[..., Any] | None = None,
@@ -112,7 +118,7 @@ def draw_step(
     finish = finish or functools.partial(_pictures, recipe.tokenizer, None if cut == size else cut)
     sampler = recipe.sampler if size is None else recipe.sampler.at(recipe.tokenizer.latent_of(*size))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler.options(mesh))
     def draw(
         params: Mapping,
         arrays: Mapping,
@@ -136,11 +142,25 @@ def draw_step(
     return draw
 
 
-def abstract_call(program: Program, batch: int, size: tuple[int, int] | None = None) -> tuple[Any, ...]:
+def kept(params: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """Networks, the model's parameters as they are kept while it draws; those given are used up."""
+    if precision == precisions.EXACT:
+        return dict(params)
+    keep = jax.jit(functools.partial(precisions.keep, precision=precision), donate_argnums=0)
+    return {**params, 'model': keep(params['model'])}
+
+
+def abstract_call(
+    program: Program, batch: int, size: tuple[int, int] | None = None, precision: str = precisions.EXACT
+) -> tuple[Any, ...]:
     """The shapes of what `draw_step` is called with for pictures of prompts, which are read ahead."""
     recipe, ahead_of_it = program.recipe, ahead(program.recipe)
     names = [name for name in recipe.networks if not (ahead_of_it and name == TEXT)]
     params = {name: program.layout(name) for name in names}
+    if precision != precisions.EXACT:
+        made = {'model': jax.eval_shape(lambda tree: precisions.keep(tree, precision), params['model'])}
+        where = sharding.place(made, recipe.rules, program.mesh)
+        params |= jax.tree.map(_placed, made, where)
     size = size or _square(recipe)
     example = {**blank_example(size[0]), 'size': size}
     if ahead_of_it:
@@ -152,6 +172,35 @@ def abstract_call(program: Program, batch: int, size: tuple[int, int] | None = N
     rows = sharding.batch_sharding(program.mesh)
     given = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype, sharding=rows), given)
     return params, *given, jax.eval_shape(recipe.sampler.knobs), None
+
+
+def check_export(recipe: Recipe) -> None:
+    """Refuse a recipe of which `keep_programs` could keep nothing."""
+    if recipe.sampler is None:
+        raise ValueError("--export keeps programs that draw, and the config has no section 'sampler'.")
+    executables.check(recipe.config)
+
+
+def keep_programs(
+    program: Program,
+    folder: str,
+    precision: str = precisions.EXACT,
+    size: tuple[int, int] | None = None,
+    cut: tuple[int, int] | None = None,
+) -> list[epath.Path]:
+    """Keep the compiled calls that draw one prompt, and as many as `sample_batch`; the files' paths."""
+    recipe, mesh = program.recipe, program.mesh
+    draw = draw_step(recipe, mesh, size, cut)
+    least = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+    files = []
+    for batch in sorted({least, recipe.train.sample_batch}):
+        call = abstract_call(program, batch, size, precision)
+        files.append(executables.save(folder, draw, call, recipe.config, mesh, size=size, cut=cut))
+    return files
+
+
+def _placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
 def _square(recipe: Recipe) -> tuple[int, int]:
@@ -180,15 +229,22 @@ def _prepared(recipe: Recipe, params: Mapping, canvas: Canvas | None, keys: jax.
     return fields | {'mask': blocks.any(axis=(1, 3))[None, :, :, None].astype(jnp.float32)}
 
 
-def open_run(workdir: str, checkpoint: int | None = None, batch: int | None = None) -> Callable[..., Any]:
+def open_run(
+    workdir: str,
+    checkpoint: int | None = None,
+    batch: int | None = None,
+    precision: str = precisions.EXACT,
+) -> Callable[..., Any]:
     """A trained run, by its workdir alone; returns `draw`, see `drawing`.
 
-    The config is the one it was trained with.
+    The config is the one it was trained with. `precision`: what its model is kept in, see quantize.precision.
     """
     program = assemble(build(config_of(workdir, checkpoint)))
     check_params(program, workdir, checkpoint)
     weights = origin(program, TEXT, workdir, checkpoint) if ahead(program.recipe) else ''
-    return drawing(program, lambda names: load_params(program, workdir, checkpoint, names)[1], batch, weights)
+    programs = str(epath.Path(workdir) / executables.FOLDER)
+    load = functools.partial(load_params, program, workdir, checkpoint)
+    return drawing(program, lambda names: load(names)[1], batch, weights, programs, precision)
 
 
 def config_of(workdir: str, checkpoint: int | None = None) -> dict[str, Any]:
@@ -202,16 +258,19 @@ def config_of(workdir: str, checkpoint: int | None = None) -> dict[str, Any]:
 
 
 def open_weights(
-    source: str, overrides: Sequence[str] = (), batch: int | None = None
+    source: str,
+    overrides: Sequence[str] = (),
+    batch: int | None = None,
+    precision: str = precisions.EXACT,
 ) -> Callable[..., np.ndarray]:
     """Published weights, a folder or hf://owner/name, by themselves; returns `draw`, see `drawing`.
 
-    overrides: keys of the config to change, as 'model.dtype=bfloat16'.
+    overrides: keys of the config to change, as 'model.dtype=bfloat16'. `precision`: as for `open_run`.
     """
     program = assemble(build(pretrained.configured({}, source, overrides)))
     check_published(program)
     weights = origin(program, TEXT) if ahead(program.recipe) else ''
-    return drawing(program, program.loaded, batch, weights)
+    return drawing(program, program.loaded, batch, weights, precision=precision)
 
 
 def drawing(
@@ -219,13 +278,16 @@ def drawing(
     load: Callable[[Sequence[str]], Mapping[str, Any]],
     batch: int | None = None,
     weights: str = '',
+    programs: str = '',
+    precision: str = precisions.EXACT,
 ) -> Callable[..., np.ndarray]:
     """`draw(prompts, seed=0, negative='', knobs={}, canvas=None, size=None) -> images` of uint8.
 
     Image i has seed `seed + i`, as in `--mode=sample`; a sequence of seeds gives each its own. size: height
     and width; the nearest of the published buckets is drawn and fitted, or with `exact` the size itself.
-    `weights`: what features are kept by, see Features.
+    `weights`: what features are kept by, see Features. `programs`: as for `make_generator`.
     """
+    precisions.check(precision)
     recipe, params, together = program.recipe, {}, fits_together(program)
 
     def alone(names: Sequence[str]) -> Mapping[str, Any]:
@@ -236,7 +298,12 @@ def drawing(
     read = Features(program, alone, weights, keep=together) if ahead(recipe) else None
     make = functools.cache(
         lambda drawn, size: make_generator(
-            recipe, program.mesh, batch or recipe.train.sample_batch, size=drawn, cut=size
+            recipe,
+            program.mesh,
+            batch or recipe.train.sample_batch,
+            size=drawn,
+            cut=size,
+            programs=programs,
         )
     )
 
@@ -257,7 +324,8 @@ def drawing(
         if read is not None:
             examples, negatives = read(examples, negatives)
         if not params:
-            params.update(load([name for name in recipe.networks if not (read and name == TEXT)]))
+            names = [name for name in recipe.networks if not (read and name == TEXT)]
+            params.update(kept(load(names), precision))
         return make(drawn, size)(params, examples, seeds, settings, negatives, canvas=canvas)
 
     return draw

@@ -20,6 +20,7 @@ from absl import logging as absl_logging
 from etils import epath
 
 from jaxgen import config as configs
+from jaxgen.processes import current, place
 
 FLAGS = flags.FLAGS
 
@@ -31,7 +32,9 @@ flags.DEFINE_string(
     '--config.section.key=value overrides.',
 )
 flags.DEFINE_string(
-    'mode', 'train', 'A job, or several with commas between: train, sample, evaluate, plan, search, convert.'
+    'mode',
+    'train',
+    'A job, or several with commas between: train, sample, evaluate, plan, search, convert, cache, bench.',
 )
 flags.DEFINE_string(
     'weights',
@@ -39,7 +42,17 @@ flags.DEFINE_string(
     'Published weights to begin from: a folder as diffusers has them, a file of the model alone, '
     'hf://owner/name. They decide the architecture; without --config they decide the rest as well.',
 )
-flags.DEFINE_string('export', '', 'convert: the folder to write, as diffusers reads it.')
+flags.DEFINE_string(
+    'export',
+    '',
+    'convert: the folder to write, as diffusers reads it. plan: the folder to keep the compiled sampling '
+    'programs in, for this machine and user.',
+)
+flags.DEFINE_string(
+    'executables',
+    '',
+    'sample: the folder that plan wrote to by --export; default executables/ of the workdir.',
+)
 flags.DEFINE_string(
     'workdir', '', 'Where the run lives; local or gs://. Default: runs/ and the name of the config.'
 )
@@ -53,7 +66,7 @@ flags.DEFINE_string('prompts_file', '', 'sample: a file with one prompt a line.'
 flags.DEFINE_string('negative', '', 'sample: what guidance steers away from.')
 flags.DEFINE_integer('count', 1, 'sample: pictures of each prompt.')
 flags.DEFINE_integer('seed', 0, 'sample, evaluate: seed of the first picture.')
-flags.DEFINE_string('knobs', '', "sample, evaluate: the sampler's settings, as steps=20,guidance=3.")
+flags.DEFINE_string('knobs', '', "sample, evaluate, bench: the sampler's settings, as steps=20,guidance=3.")
 flags.DEFINE_integer('checkpoint', None, 'sample, evaluate: the step to load; default the last.')
 flags.DEFINE_string('init', '', 'sample: a picture to start from or to paint in.')
 flags.DEFINE_string('mask', '', 'sample: white where --init is painted over, black where it stays.')
@@ -61,12 +74,40 @@ flags.DEFINE_float('start', None, 'sample: the share of the noise to begin with 
 flags.DEFINE_string('size', '', 'sample: HEIGHTxWIDTH in pixels; default the square of the recipe.')
 flags.DEFINE_bool('exact', False, 'sample: draw --size itself, not the nearest published bucket, cut to it.')
 flags.DEFINE_float('ema', None, 'sample, evaluate: the width of the average, where profiles were tracked.')
-flags.DEFINE_bool('compile_step', True, 'plan: compile the step for its memory.')
+flags.DEFINE_string(
+    'precision',
+    'float32',
+    "sample, evaluate, plan: what the model's parameters are kept in while it draws: float32, bfloat16 or "
+    'int8.',
+)
+flags.DEFINE_enum(
+    'compile',
+    'all',
+    ('all', 'train', 'sample', 'none'),
+    'plan: the programs to compile; the others are left out.',
+)
+flags.DEFINE_string(
+    'topology',
+    '',
+    'plan: a TPU slice that need not be there, as v5e:4x8, v5p:2x2x4 or 2*v6e:16x16: the train steps and the '
+    'sampler are compiled for it, and what they take is estimated (needs libtpu).',
+)
+flags.DEFINE_integer('steps', 10, 'bench: how many train steps, and batches of pictures, are timed.')
+flags.DEFINE_string(
+    'coordinator',
+    '',
+    'One process of several: HOST:PORT of the first, which listens at the next port too. Found out by itself '
+    'on TPU VMs, GKE and under Slurm; else by JAXGEN_COORDINATOR, JAXGEN_PROCESSES and JAXGEN_PROCESS.',
+)
+flags.DEFINE_integer('processes', None, 'How many processes there are; 1 is this one alone.')
+flags.DEFINE_integer('process', None, 'Which of them this one is, from 0.')
+flags.DEFINE_float('preflight_seconds', 60.0, 'How long processes wait for each other to come.', 0.0)
 flags.DEFINE_bool('compilation_cache', True, 'Keep compiled programs on disk between runs.')
 
 OPTIONS = (
     *('prompt', 'prompts_file', 'negative', 'count', 'seed', 'knobs', 'checkpoint', 'ema'),
-    *('init', 'mask', 'start', 'compile_step', 'size', 'exact', 'weights', 'export'),
+    *('init', 'mask', 'start', 'compile', 'steps', 'size', 'exact', 'weights', 'export', 'executables'),
+    *('topology', 'precision'),
 )
 
 
@@ -79,15 +120,36 @@ def main(arguments: Sequence[str]) -> None:
             raise ValueError(f"'{stray[0]}' is no flag; flags begin with --.")
         overrides = [argument.removeprefix('config.') for argument in arguments[1:]]
         options = {name: FLAGS[name] for name in OPTIONS}
+        _join(overrides, options)
         for name, folder, job in prepare(FLAGS.config, overrides, FLAGS.mode, FLAGS.workdir, options):
             logging.getLogger('jaxgen').info('%s in %s', name, folder)
             job()
     except KeyboardInterrupt:
-        _leave('interrupted.', 130)
+        current.end('interrupted.', 130)
     except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get('JAXGEN_TRACEBACK'):
+        if os.environ.get('JAXGEN_TRACEBACK') and not current.several():
             raise
-        _leave(error, 2 if isinstance(error, ValueError) else 1)
+        current.end(str(error), 2 if isinstance(error, ValueError) else 1, error)
+    except Exception as error:
+        if not current.several():
+            raise
+        current.end(f'{type(error).__name__}: {error}', 1, error)
+    finally:
+        current.leave()
+
+
+def _join(overrides: Sequence[str], options: Mapping[str, flags.Flag]) -> None:
+    """Be one of the run's processes where there are several; what was asked of all must be the same."""
+    found = place.find(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.preflight_seconds)
+    if found is None:
+        return
+    try:
+        config = configs.load(FLAGS.config, overrides) if FLAGS.config else {'overrides': overrides}
+    except ValueError as error:  # it will be raised again, when all are there to be told
+        config = {'config': error}
+    asked = {f'--{name}': flag.value for name, flag in options.items() if flag.present}
+    asked |= {f'--{name}': FLAGS[name].value for name in ('config', 'mode', 'workdir')}
+    current.join(found, asked | config, FLAGS.preflight_seconds)
 
 
 def prepare(
@@ -120,11 +182,12 @@ def prepare(
     given = {name: flag.value for name, flag in options.items()} | {'recipe': built, 'workdir': str(folder)}
     ready, trained = [], False
     for name, job in jobs.items():
-        if hasattr(job, 'check'):
-            _bound(job.check, {**given, 'trained': trained})()
-        ready.append((name, folder, _bound(job.run, {**given, 'trained': trained})))
+        given['trained'] = trained
+        order = _bound(job.check, given)() if hasattr(job, 'check') else None
+        ready.append((name, folder, _bound(job.run, {**given, 'order': order})))
         trained |= name == 'train'
     _check_writable(folder)
+    current.agree_on_folder(folder)
     return ready
 
 
@@ -147,12 +210,6 @@ def _check_writable(folder: epath.Path) -> None:
         raise ValueError(
             f'the workdir {folder} cannot be written to ({error.strerror}); give another --workdir.'
         ) from error
-
-
-def _leave(error: Exception | str, code: int) -> None:
-    """One line, whatever the message is."""
-    print(f'jaxgen: {" ".join(str(error).split())}', file=sys.stderr)
-    sys.exit(code)
 
 
 def _job(name: str) -> Any:
@@ -203,7 +260,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     try:
         return FLAGS(arguments)
     except flags.Error as error:
-        _leave(error, 2)
+        current.end(str(error), 2)
 
 
 if __name__ == '__main__':

@@ -6,21 +6,20 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from jaxgen import keys as random
 from jaxgen.config import known_keys
 from jaxgen.layers.stack import canonical
 from jaxgen.objectives import Phase, every_step
-from jaxgen.recipe import Recipe, blank_example, call
-from jaxgen.training import ema, guard, optimizer, sharding, snapshots
+from jaxgen.recipe import Recipe, call
+from jaxgen.training import compiler, ema, guard, optimizer, sharding, snapshots, zero
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.diagnosis import why
 from jaxgen.training.digest import total
-from jaxgen.training.state import TrainState
+from jaxgen.training.state import TrainState, kept_in
 from jaxgen.training.step import example_keys, make_held_out, make_step
 from jaxgen.training.trainable import Trainable, merged, part
 from jaxgen.weights import files, hub, published
@@ -38,16 +37,25 @@ class Program:
     schedules: Mapping[str, Callable]
 
     @functools.cached_property
+    def _shapes(self) -> tuple[TrainState, dict[str, Any]]:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return jax.eval_shape(self._around, self.recipe.shapes, key)
+
+    @functools.cached_property
     def abstract(self) -> TrainState:
         """The state's shapes and dtypes, each with its sharding."""
-        shapes = jax.eval_shape(self._fresh, jax.random.key(0))[0]
-        return jax.tree.map(_with_sharding, shapes, sharding.place(shapes, self.recipe.rules, self.mesh))
+        return zero.placed(self._shapes[0], self.recipe.rules, self.mesh)
 
     @functools.cached_property
     def abstract_frozen(self) -> dict[str, Any]:
         """The same for the networks that no phase trains."""
-        shapes = jax.eval_shape(self._fresh, jax.random.key(0))[1]
-        return jax.tree.map(_with_sharding, shapes, sharding.place(shapes, self.recipe.rules, self.mesh))
+        return sharding.placed(self._shapes[1], self.recipe.rules, self.mesh)
+
+    @property
+    def abstract_beside(self) -> dict[str, Any]:
+        """What of them the steps are called with: not those whose work is cached."""
+        networks = self.abstract_frozen['networks']
+        return {'networks': {name: networks[name] for name in networks if name not in self.recipe.spared}}
 
     def fresh(self) -> TrainState:
         """A new state, drawn where it belongs; `init_from` is loaded over it."""
@@ -57,11 +65,12 @@ class Program:
         def averages(trees: Mapping[str, Any]) -> dict[str, Any]:
             return {name: ema.init(loaded[name]) if name in loaded else tree for name, tree in trees.items()}
 
-        return state.replace(
+        state = state.replace(
             params={**state.params, **loaded},
             ema=averages(state.ema),
             profiles={label: averages(trees) for label, trees in state.profiles.items()},
         )
+        return jax.device_put(state, self._where)
 
     def frozen(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """The networks that no phase trains (of these names), as `init_from` or the seed gives them."""
@@ -104,7 +113,9 @@ class Program:
         return {**self.abstract.params, **self.abstract_frozen['networks']}[name]
 
     def _fresh(self, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
-        params = self.recipe.init(random.fold(key, 'init'))
+        return self._around(self.recipe.init(random.fold(key, 'init')), key)
+
+    def _around(self, params: dict[str, Any], key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         trained = {name: params[name] for name in self.recipe.trained}
         states = {
             phase.name: self.optimizers[phase.name].init(part(trained, self._trains(phase)))
@@ -119,7 +130,7 @@ class Program:
         progress = guard.init(states, self.recipe.averaged)
         state = TrainState(trained, states, averages(), inner, profiles, progress)
         frozen = {
-            name: _kept_in(self.recipe.networks[name].dtype, tree)
+            name: kept_in(self.recipe.networks[name].dtype, tree)
             for name, tree in params.items()
             if name not in trained
         }
@@ -128,8 +139,9 @@ class Program:
     @functools.cached_property
     def steps(self) -> dict[str, Callable]:
         """The jitted step of each phase; it takes over the state's memory."""
+        told = {'out_shardings': (self._where, None), 'compiler_options': compiler.options(self.mesh)}
         return {
-            phase.name: jax.jit(self._step(phase), donate_argnums=0, out_shardings=(self._where, None))
+            phase.name: jax.jit(self._step(phase), donate_argnums=0, **told)
             for phase in self.recipe.objective.phases
         }
 
@@ -139,22 +151,24 @@ class Program:
         return {name: networks[name].trainable for name in phase.trains if name in self.recipe.trained}
 
     def _step(self, phase: Phase) -> Callable:
-        recipe = self.recipe
-        return make_step(
+        recipe, where = self.recipe, (self.recipe.rules, self.mesh)
+        step = make_step(
             phase,
             self._trains(phase),
-            self.optimizers[phase.name],
+            zero.spread_updates(self.optimizers[phase.name], *where),
             recipe.averaged,
             recipe.ema,
             recipe.guard,
             recipe.train.accumulate,
         )
+        return zero.spread_step(step, *where)
 
     @functools.cached_property
     def held_out(self) -> Callable:
         """The jitted loss on held-out examples."""
         objective = self.recipe.objective
-        return jax.jit(make_held_out(objective.held_out or objective.phases[0].loss))
+        loss = make_held_out(objective.held_out or objective.phases[0].loss)
+        return jax.jit(loss, compiler_options=compiler.options(self.mesh))
 
     def diagnose(
         self, phase: str, state: TrainState, frozen: Mapping, batch: Mapping, key: Any, number: Any
@@ -179,9 +193,9 @@ class Program:
 
     def abstract_arguments(self) -> tuple:
         """The shapes of what every step is called with."""
-        batch = self.abstract_batch(blank_example(self.recipe.config['data']['resolution']))
+        batch = self.abstract_batch(self.recipe.blank())
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return self.abstract, self.abstract_frozen, batch, key, jax.ShapeDtypeStruct((), np.int32)
+        return self.abstract, self.abstract_beside, batch, key, jax.ShapeDtypeStruct((), np.int32)
 
     def trace(self) -> None:
         """Trace every step from shapes alone: what does not fit is said before anything is compiled."""
@@ -191,9 +205,9 @@ class Program:
 
     def abstract_batch(self, example: Mapping[str, Any]) -> Any:
         """The shapes of a training batch made of such examples."""
-        latents = np.zeros((1, *self.recipe.tokenizer.latent), np.float32)
-        known = {'image': example['image'][None], 'latents': latents, 'noise': latents}
-        arrays = {name: known[name] for name in self.recipe.objective.reads}
+        latents = np.zeros(self.recipe.tokenizer.latent, np.float32)
+        known = {'latents': latents, 'noise': latents, **example}
+        arrays = {name: known[name][None] for name in self.recipe.objective.reads}
         arrays |= self.recipe.conditioner.arrays([example])
         rows = sharding.batch_sharding(self.mesh)
         return jax.tree.map(
@@ -205,15 +219,9 @@ class Program:
 def assemble(recipe: Recipe, devices: Any = None) -> Program:
     """The program of a recipe on the devices at hand."""
     mesh = sharding.make_mesh(recipe.config.get('mesh', {'data': -1}), devices)
-    shards = mesh.shape['data'] * mesh.shape['fsdp']
     train = recipe.train
-    for name, count in (('batch', train.batch), ('sample_batch', train.sample_batch)):
-        parts = shards * (train.accumulate if name == 'batch' else 1)
-        if count % parts:
-            raise ValueError(
-                f'train.{name} is {count}; it must be a multiple of {parts}: {shards} shards of '
-                f'the mesh{" x accumulate" if parts > shards else ""}.'
-            )
+    sharding.check_batch('train.batch', train.batch, mesh, train.accumulate)
+    sharding.check_batch('train.sample_batch', train.sample_batch, mesh)
     optimizers, schedules = {}, {}
     common = dict(recipe.config['optimizer'])
     by_phase = common.pop('phases', {})
@@ -223,7 +231,9 @@ def assemble(recipe: Recipe, devices: Any = None) -> Program:
         updates = updates_before(phase, train.steps)
         built = call(optimizer.build, settings, {'steps': updates}, 'optimizer')
         optimizers[phase.name], schedules[phase.name] = built
-    return Program(recipe, mesh, optimizers, schedules)
+    program = Program(recipe, mesh, optimizers, schedules)
+    sharding.check_used(mesh, (program.abstract.params, program.abstract_frozen), recipe.init)
+    return program
 
 
 def updates_before(phase: Phase, step: int) -> int:
@@ -372,22 +382,10 @@ def _wanted(
 
 def sampling_params(program: Program, state: TrainState, frozen: Mapping) -> dict[str, Any]:
     """The parameters that sampling uses in the middle of a run."""
-    return {**frozen['networks'], **state.params, **state.ema}
+    places = {name: jax.tree.map(lambda leaf: leaf.sharding, program.layout(name)) for name in state.ema}
+    return {**frozen['networks'], **state.params, **jax.device_put(state.ema, places)}
 
 
 def number(step: int) -> np.ndarray:
     """A step's number as the compiled steps take it, always of one type."""
     return np.asarray(step, np.int32)
-
-
-def _kept_in(dtype: str | None, tree: Any) -> Any:
-    """Parameters in the dtype that they are kept in."""
-    if dtype is None:
-        return tree
-    return jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
-    )
-
-
-def _with_sharding(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)

@@ -7,6 +7,7 @@ number of classes) is handed over by the parameter's name. This file alone resol
 """
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -21,6 +22,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxgen import keys as random
+from jaxgen import sources
 from jaxgen.config import Dtype, check, fits, known_keys, plain
 from jaxgen.objectives import Objective
 from jaxgen.training import ema, guard
@@ -82,6 +84,7 @@ class Recipe:
     metric: Any
     source: Callable[[str], Any]
     search: Any = None
+    cache: sources.Cache = sources.Cache()
 
     def init(self, key: Array, latent: tuple[int, ...] | None = None) -> dict[str, Any]:
         """Fresh parameters of every network; latents of a shape (the tokenizer's) must fit them."""
@@ -99,6 +102,11 @@ class Recipe:
                 params[name] = network.module.init(random.fold(key, name), *blank(*inputs))['params']
         return params
 
+    @functools.cached_property
+    def shapes(self) -> dict[str, Any]:
+        """Shapes and dtypes of the parameters of every network."""
+        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
+
     @property
     def trained(self) -> tuple[str, ...]:
         """The networks that some phase trains, each once."""
@@ -109,6 +117,24 @@ class Recipe:
     def averaged(self) -> tuple[str, ...]:
         """The trained networks that keep an average."""
         return tuple(name for name in self.trained if self.networks[name].ema)
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The frozen networks before the model: what they make of the data is always the same."""
+        text = self.conditioner.holds if hasattr(self.conditioner, 'features') else ()
+        return tuple(name for name in (*self.tokenizer.holds, *text) if name not in self.trained)
+
+    @property
+    def spared(self) -> tuple[str, ...]:
+        """The networks whose work lies in the data's cache: no step runs them."""
+        return self.encoders if self.cache.cache else ()
+
+    def blank(self) -> dict[str, Any]:
+        """An example of the shapes that the data have."""
+        example = blank_example(self.config['data']['resolution'])
+        if self.cache.cache:
+            example |= sources.blank(self.tokenizer, self.conditioner, self.cache)
+        return example
 
     @property
     def rules(self) -> tuple:
@@ -138,9 +164,14 @@ def build(config: Mapping[str, Any]) -> Recipe:
             raise ValueError(f"the config has no section '{section}'.")
     if 'resolution' not in config['data']:
         raise ValueError('data.resolution is missing: the side of the images in pixels.')
-    source = _sources(config)
+    settings = {key: config['data'][key] for key in sources.KEYS if key in config['data']}
+    cache = call(sources.Cache, settings, {}, 'data')
+    source = _sources(config, cache)
     known = {'resolution': config['data']['resolution'], 'data_name': config['data'].get('name')}
-    known['tokenizer'] = tokenizer = part('tokenizer', config, known)
+    tokenizer = part('tokenizer', config, known)
+    if cache.cache:
+        tokenizer = dataclasses.replace(tokenizer, reads=tuple(tokenizer.prepared))
+    known['tokenizer'] = tokenizer
     known.update(latent=tokenizer.latent, channels=tokenizer.latent[-1])
     if 'classes' in _signature('conditioner', config) and not config['conditioner'].get('classes'):
         known['classes'] = source('train').description.classes
@@ -172,7 +203,7 @@ def build(config: Mapping[str, Any]) -> Recipe:
                     f"'{config['objective']['name']}' trains it; what is trained is "
                     'kept in float32: leave it out.'
                 )
-    source = _fitting(source, conditioner, objective, tokenizer.latent)
+    source = sources.fitting(source, conditioner, objective, tokenizer, cache)
     known['sampler'] = sampler = (
         part('sampler', config, known, config['sampler'].get('name')) if 'sampler' in config else None
     )
@@ -198,9 +229,10 @@ def build(config: Mapping[str, Any]) -> Recipe:
         metric,
         source,
         search,
+        cache,
     )
     try:
-        jax.eval_shape(lambda: made.init(jax.random.key(0)))
+        _ = made.shapes  # kept: programs need them too
     except KeyError as error:
         raise ValueError(
             f"a network reads {error} of its condition, which conditioner '{config['conditioner']['name']}' "
@@ -296,56 +328,14 @@ def _signature(section: str, config: Mapping[str, Any]) -> Mapping[str, inspect.
     return inspect.signature(_resolve(section, config[section].get('name'))).parameters
 
 
-def _sources(config: Mapping[str, Any]) -> Callable[[str], Any]:
-    opened: dict[str, Any] = {}
+def _sources(config: Mapping[str, Any], cache: sources.Cache) -> Callable[[str], Any]:
     build = _resolve('data', config['data'].get('name'))
-    resolution = config['data']['resolution']
-    if config.get('held_out', {}).get('resolution', resolution) != resolution:
-        raise ValueError(f'held_out.resolution differs from data.resolution, {resolution}; leave it out.')
-    for section in ('data', 'held_out'):
-        check(build, {k: v for k, v in config.get(section, {}).items() if k != 'name'}, section)
-
-    def source(split: str) -> Any:
-        if split not in opened:
-            changes = config.get('held_out', {}) if split == 'held_out' else {}
-            try:
-                opened[split] = part('data', {'data': {**config['data'], **changes}}, {})
-            except OSError as error:
-                raise ValueError(f"the data for '{split}' cannot be read: {error}.") from error
-        return opened[split]
-
-    return source
-
-
-def _fitting(
-    source: Callable[[str], Any], conditioner: Any, objective: Objective, latent: tuple[int, ...]
-) -> Callable[[str], Any]:
-    """The same sources, refused where they have not what the conditioner and the objective read."""
-
-    def checked(split: str) -> Any:
-        opened = source(split)
-        has = opened.description
-        if conditioner.reads == 'caption' and not has.captions:
-            raise ValueError('the conditioner reads captions and the data has none; use data with captions.')
-        if conditioner.reads == 'label' and (has.classes or 0) != conditioner.classes:
-            raise ValueError(
-                f'the conditioner has {conditioner.classes} classes and the data {has.classes or "none"}; '
-                'set conditioner.classes, or use data with class labels.'
-            )
-        for name in objective.reads:
-            if name not in has.arrays:
-                raise ValueError(
-                    f"the objective reads '{name}' of every example, and the data has "
-                    f'{", ".join(has.arrays)}; use data and an objective that fit.'
-                )
-        if has.latent and has.latent != latent:
-            raise ValueError(
-                f'the data holds latents of shape {has.latent}, and the tokenizer makes {latent}; '
-                'use the tokenizer that they were made with.'
-            )
-        return opened
-
-    return checked
+    for section, settings in (
+        ('data', sources.own(config['data'])),
+        ('held_out', config.get('held_out', {})),
+    ):
+        check(build, {k: v for k, v in settings.items() if k != 'name'}, section)
+    return sources.opener(config, cache, lambda section: part('data', {'data': section}, {}))
 
 
 def _networks(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Network]:

@@ -3,12 +3,13 @@
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from configurations import configuration
 
 from jaxgen import recipe
-from jaxgen.generate import make_generator
+from jaxgen.generate import abstract_call, kept, make_generator
 from jaxgen.program import assemble
 
 PROMPTS = ('a red circle', 'a blue square', 'two green triangles', 'a small yellow circle')
@@ -110,3 +111,16 @@ def test_compilations_would_be_seen(system, caplog):
         generate(params, examples(built)[:1], [5], built.sampler.knobs())
     compiled = [record.getMessage() for record in caplog.records]
     assert any(message.startswith('Compiling') and 'draw' in message for message in compiled)
+
+
+@pytest.mark.parametrize('precision, off', [('bfloat16', 4), ('int8', 12)])
+def test_a_model_kept_in_less_draws_nearly_the_same(system, drawn, precision, off):
+    built, params, generate, _ = system
+    less = kept({**params, 'model': jax.tree.map(jnp.asarray, params['model'])}, precision)
+    images = generate(less, examples(built), [5, 6, 7, 8], built.sampler.knobs())
+    assert 0 < np.abs(images.astype(int) - drawn.astype(int)).mean() < off
+    # What is planned is what is called.
+    abstract = abstract_call(assemble(built, jax.devices()[:2]), 4, precision=precision)[0]['model']
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), less['model']) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), abstract
+    )

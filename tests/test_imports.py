@@ -13,7 +13,7 @@ ROOT = Path(jaxgen.__file__).parent
 
 # Ground floor first. Rooms on one floor do not import each other.
 FLOORS = (
-    ('artifact', 'config', 'keys', 'pictures', 'kernels'),
+    ('artifact', 'config', 'estimate', 'keys', 'pictures', 'kernels', 'processes'),
     ('layers',),
     ('models', 'tokenizers', 'encoders'),
     ('weights', 'conditioning'),
@@ -22,9 +22,10 @@ FLOORS = (
     ('data',),
     ('metrics',),
     ('training',),
+    ('sources',),
     ('recipe', 'pretrained'),
     ('program',),
-    ('features',),
+    ('executables', 'features'),
     ('generate',),
     ('search',),
     ('jobs',),

@@ -48,7 +48,7 @@ def features(program, batch):
 def drawing(program, batch, decode=True):
     """Pictures, or their latents, from text features: the program, and what it is called with."""
     finish = None if decode else lambda params, request, latents: latents
-    return draw_step(program.recipe, finish=finish), *abstract_call(program, batch)
+    return draw_step(program.recipe, program.mesh, finish=finish), *abstract_call(program, batch)
 
 
 def split(program, batch, arrays):

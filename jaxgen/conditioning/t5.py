@@ -61,6 +61,12 @@ class T5Captions:
             'micro_conditioning': self.sizes,
         }
 
+    @property
+    def blank(self) -> dict[str, np.ndarray]:
+        """Features as examples carry them, and those of the empty caption, by shape and type."""
+        names = {'text': 1, 'null': len(self.ids(''))}
+        return {name: np.zeros((tokens, self.text.width), self.text.dtype) for name, tokens in names.items()}
+
     def init(self, key: Array, arrays: Mapping[str, Array]) -> dict[str, Any]:
         """Fresh parameters of the text network."""
         ids = jnp.zeros((1, self.length), jnp.int32)
@@ -78,11 +84,13 @@ class T5Captions:
     def arrays(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         """Padded ids or features and their mask; captions that are too long are cut."""
         if any('text' in example for example in examples):
-            arrays = self._padded_features(examples, 'text')
+            arrays = self._padded_features(examples, 'text', self.length)
         else:
             arrays = self._padded_ids(examples)
         if self.empty_null and any('null' in example for example in examples):
-            null = self._padded_features(examples, 'null')
+            # Short, as it is the same for every example: `embed` makes it as long as the others.
+            longest = max(len(example.get('null', ())) for example in examples)
+            null = self._padded_features(examples, 'null', longest)
             arrays |= {'null_text': null['text'], 'null_mask': null['text_mask']}
         if self.sizes:
             size = np.asarray([e['size'] if 'size' in e else e['image'].shape[:2] for e in examples])
@@ -133,7 +141,9 @@ class T5Captions:
             row[: len(known)], real[: len(known)] = known, True
         return {'text_ids': ids, 'text_mask': mask}
 
-    def _padded_features(self, examples: Sequence[Mapping[str, Any]], name: str) -> dict[str, np.ndarray]:
+    def _padded_features(
+        self, examples: Sequence[Mapping[str, Any]], name: str, length: int
+    ) -> dict[str, np.ndarray]:
         """The features [tokens, W] that examples carry under `name`, padded with zeros, and their mask."""
         given = [example[name] for example in examples if name in example]
         if len(given) < len(examples):
@@ -141,7 +151,7 @@ class T5Captions:
                 f"{len(given)} of {len(examples)} examples carry '{name}' features; give all, or none."
             )
         width = self.text.width
-        features = np.zeros((len(given), self.length, width), given[0].dtype)
+        features = np.zeros((len(given), length, width), given[0].dtype)
         mask = np.zeros(features.shape[:2], bool)
         for row, real, one in zip(features, mask, given):
             if one.ndim != 2 or one.shape[1] != width or len(one) > self.length:
@@ -155,7 +165,9 @@ class T5Captions:
     def _null(self, params: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[Any, Any]:
         """Features and mask of the empty caption, for each or one for all."""
         if 'null_text' in arrays:
-            return arrays['null_text'].astype(self.text.dtype), arrays['null_mask']
+            rest = self.length - arrays['null_mask'].shape[1]
+            null = jnp.pad(arrays['null_text'].astype(self.text.dtype), ((0, 0), (0, rest), (0, 0)))
+            return null, jnp.pad(arrays['null_mask'], ((0, 0), (0, rest)))
         if 'text' in params:
             return self.features(params, self._padded_ids([{'caption': ''}]))
         # Not known here, nor needed where no caption is left out; where one is, NaN is seen.

@@ -9,9 +9,10 @@ from etils import epath
 from tqdm import tqdm
 
 from jaxgen import pictures
-from jaxgen.generate import make_generator
+from jaxgen.generate import kept, make_generator
 from jaxgen.jobs.sample import parse_knobs, with_earlier
 from jaxgen.program import Program, assemble, check_params, load_params
+from jaxgen.quantize import precision as precisions
 from jaxgen.recipe import Recipe
 from jaxgen.training.telemetry import write_json
 
@@ -26,6 +27,7 @@ def check(
     knobs: str = '',
     checkpoint: int | None = None,
     ema: float | None = None,
+    precision: str = precisions.EXACT,
     trained: bool = False,
 ) -> Program:
     """Refuse what `run` could not do, before anything is compiled. `trained`: a checkpoint is yet to come."""
@@ -38,6 +40,7 @@ def check(
     if not 0 <= seed < 2**31:
         raise ValueError(f'seed is {seed}; it must be in [0, 2**31).')
     recipe.sampler.knobs(**parse_knobs(knobs))
+    precisions.check(precision)
     recipe.ema.check_chosen(ema)
     program = assemble(recipe)
     if not trained:
@@ -52,13 +55,14 @@ def run(
     knobs: str = '',
     checkpoint: int | None = None,
     ema: float | None = None,
+    precision: str = precisions.EXACT,
 ) -> dict[str, Any]:
     """Score the checkpoint's pictures; returns what `evaluate.json` holds of this call."""
-    program = check(recipe, workdir, seed, knobs, checkpoint, ema)
+    program = check(recipe, workdir, seed, knobs, checkpoint, ema, precision)
     workdir, metric = epath.Path(workdir), recipe.metric
     settings = recipe.sampler.knobs(**parse_knobs(knobs))
     step, params = load_params(program, workdir, checkpoint, width=ema)
-    examples = metric.examples()
+    params, examples = kept(params, precision), metric.examples()
     seeds = [seed + i for i in range(len(examples))]
     generate = make_generator(recipe, program.mesh, recipe.train.sample_batch)
     with tqdm(total=len(examples), desc='evaluate', unit='image') as bar:
@@ -72,6 +76,7 @@ def run(
         'seed': seed,
         'knobs': {name: float(value) for name, value in settings.items()},
         'ema': ema,
+        'precision': precision,
         'grid': _free_name(workdir),
     }
     if jax.process_index() == 0:

@@ -17,10 +17,12 @@ from tqdm import tqdm
 
 from jaxgen import pictures
 from jaxgen.data import images as files
+from jaxgen.executables import FOLDER
 from jaxgen.features import NAME as TEXT
 from jaxgen.features import Features, ahead
-from jaxgen.generate import Canvas, drawn_size, make_generator
+from jaxgen.generate import Canvas, drawn_size, kept, make_generator
 from jaxgen.program import Program, assemble, check_params, check_published, is_run, load_params, origin
+from jaxgen.quantize import precision as precisions
 from jaxgen.recipe import Recipe
 from jaxgen.training.telemetry import write_json
 
@@ -40,6 +42,7 @@ class Order:
     canvas: Canvas | None
     size: tuple[int, int] | None
     drawn: tuple[int, int] | None
+    precision: str
 
 
 def check(
@@ -59,6 +62,7 @@ def check(
     size: str = '',
     exact: bool = False,
     weights: str = '',
+    precision: str = precisions.EXACT,
     trained: bool = False,
 ) -> Order:
     """Refuse what `run` could not do, before anything is compiled. `trained`: a checkpoint is yet to come."""
@@ -75,6 +79,7 @@ def check(
             f'and one call draws at most {MOST:,} pictures.'
         )
     settings = recipe.sampler.knobs(**parse_knobs(knobs))
+    precisions.check(precision)
     recipe.ema.check_chosen(ema)
     against = recipe.conditioner.example(negative) if negative else None
     asked = _size(size)
@@ -94,7 +99,7 @@ def check(
         check_published(program)
     elif not trained:
         check_params(program, workdir, checkpoint)
-    return Order(program, examples, against, settings, canvas, asked, drawn)
+    return Order(program, examples, against, settings, canvas, asked, drawn, precision)
 
 
 def run(
@@ -114,16 +119,20 @@ def run(
     size: str = '',
     exact: bool = False,
     weights: str = '',
+    precision: str = precisions.EXACT,
     trained: bool = False,
+    executables: str = '',
+    order: Order | None = None,
 ) -> dict[str, Any]:
     """Draw `count` pictures of each prompt (or label); returns what `sample.json` holds of this call.
 
     Without prompts, the metric's first ones are drawn, or the held-out split's. Image i of prompt j has
     seed `seed + j * count + i`, whatever it is batched with. Networks come from the workdir's checkpoint, or
-    from published weights where those are given and nothing was trained from them before.
+    from published weights where those are given and nothing was trained from them before. `executables` is
+    the folder to look for compiled programs in, if not the workdir's own; `order` is what `check` found.
     """
     published = weights and not trained
-    order = check(
+    order = order or check(
         recipe,
         workdir,
         prompt,
@@ -140,6 +149,7 @@ def run(
         size,
         exact,
         weights,
+        precision,
         trained,
     )
     workdir, program = epath.Path(workdir), order.program
@@ -155,7 +165,8 @@ def run(
         return load_params(program, workdir, checkpoint, tuple(names), ema)
 
     weights_of_text = origin(program, TEXT, '' if published else workdir, checkpoint) if ahead(recipe) else ''
-    step, images = _drawn(order, load, weights_of_text, examples, negatives, seeds)
+    programs = executables or str(workdir / FOLDER)
+    step, images = _drawn(order, load, weights_of_text, examples, negatives, seeds, programs)
     first = _next_number(workdir / 'samples')
     record = {
         'config': recipe.config,
@@ -171,6 +182,7 @@ def run(
         'size': order.size,
         'drawn': order.drawn,
         'weights': weights if published else '',
+        'precision': precision,
         'files': [f'samples/{first + i:05d}.png' for i in range(len(images))],
         'grid': f'samples/grid_{first:05d}.png' if first else 'samples/grid.png',
     }
@@ -192,6 +204,7 @@ def _drawn(
     examples: Sequence[Mapping[str, Any]],
     negatives: Sequence[Mapping[str, Any]] | None,
     seeds: Sequence[int],
+    programs: str,
 ) -> tuple[int | None, np.ndarray]:
     """The step of the run that `load` read, and the pictures; a frozen text encoder is gone by then."""
     program, recipe = order.program, order.program.recipe
@@ -201,8 +214,11 @@ def _drawn(
         read = Features(program, lambda names: load(names)[1], weights_of_text)
         examples, negatives = read(examples, negatives)
     step, params = load(names)
+    params = kept(params, order.precision)
     batch = recipe.train.sample_batch
-    generate = make_generator(recipe, program.mesh, batch, size=order.drawn, cut=order.size)
+    generate = make_generator(
+        recipe, program.mesh, batch, size=order.drawn, cut=order.size, programs=programs
+    )
     with tqdm(total=len(examples), desc='sample', unit='image') as bar:
         return step, generate(params, examples, seeds, order.knobs, negatives, bar.update, order.canvas)
 

@@ -17,8 +17,13 @@ import numpy as np
 from etils import epath
 
 from jaxgen import pictures
+from jaxgen.data.contents import contents
 from jaxgen.data.pipeline import batches
+from jaxgen.features import NAME as TEXT
+from jaxgen.features import NULL
 from jaxgen.generate import make_generator
+from jaxgen.jobs.cache import check_weights
+from jaxgen.processes import current
 from jaxgen.program import Program, assemble, check_sources, number, sampling_params, updates_before
 from jaxgen.recipe import Recipe
 from jaxgen.training import guard, sharding, snapshots
@@ -28,15 +33,23 @@ from jaxgen.training.preemption import Leaving
 from jaxgen.training.profile import traced
 from jaxgen.training.record import differences
 from jaxgen.training.state import TrainState
+from jaxgen.training.sums import add, means
 from jaxgen.training.telemetry import Telemetry, read_lines, write_json
 
 log = logging.getLogger('jaxgen')
 SHOWN = 16
+LATER = 'All processes need the same workdir; on a network disk, try again when it has caught up.'
+ALIKE = 'All processes need the same examples in the same order; copy the data anew, or share them.'
 
 
 def check(recipe: Recipe) -> None:
     """Refuse what `run` could not do, before anything is compiled or data are read."""
-    check_sources(assemble(recipe))
+    program = assemble(recipe)
+    draws = recipe.sampler and recipe.train.sample_every
+    idle = {*recipe.spared} - {*(_to_draw(recipe) if draws else ())}
+    check_sources(program, [name for name in recipe.networks if name not in idle])
+    if recipe.cache.cache:
+        check_weights(program)
 
 
 def run(
@@ -46,18 +59,19 @@ def run(
     train, program, workdir = recipe.train, assemble(recipe), epath.Path(workdir)
     folder = workdir / 'checkpoints'
     with Leaving() as leaving, Checkpoints(folder, train.keep, train.keep_period or None) as checkpoints:
+        current.agree('its checkpoints', {'the last checkpoint': checkpoints.latest()}, LATER)
         first, state, sums = _last(checkpoints, program, _same(recipe, workdir))
         if first >= train.steps:
             log.info(
                 '%s is complete: %d steps of %d. Raise train.steps to go on.', workdir, first, train.steps
             )
-            if (record := _read_record(workdir)).get('step') == first:
+            if (record := current.told(_read_record(workdir))).get('step') == first:
                 return record
         program.trace()
-        recipe.source('train')
+        current.agree('the data', contents(recipe.source('train')), ALIKE)
         if train.held_out_every or (recipe.sampler and train.sample_every):
             recipe.source('held_out')  # what is wrong with it is said now, not at the first interval
-        frozen = program.frozen()
+        frozen = program.frozen(tuple(program.abstract_beside['networks']))
         if state is None:
             state = program.fresh()
         else:
@@ -123,7 +137,7 @@ def _stretch(
     """
     recipe, train, step = loop.program.recipe, loop.program.recipe.train, first
     for step, moved in traced(loop.steps(state, first), first, train.profile, loop.workdir / 'profile'):
-        state, leaves = moved, leaving.asked(step)
+        state, leaves = moved, leaving.asked()
         saves, calm = step % train.save_every == 0 or step == train.steps, True
         if saves or loop.logs(step):
             calm, stuck = guard.inspect(recipe.guard, state, step == train.steps)
@@ -223,11 +237,11 @@ class Loop:
                         state, metrics = program.steps[phase.name](
                             state, self.frozen, batch, key, number(step)
                         )
-                        self.sums = _add(self.sums, phase.name, metrics)
+                        self.sums = add(self.sums, phase.name, metrics)
             done = step + 1
             if self.logs(done):
-                means = {**_means(self.sums), **guard.skipped(state.progress)}
-                self.metrics.update(means)
+                found = {**means(self.sums), **guard.skipped(state.progress)}
+                self.metrics.update(found)
                 now, self.sums = time.time(), {}
                 if step > first:  # the first step compiles
                     self.seconds += now - began
@@ -238,7 +252,7 @@ class Loop:
                     f'{name}/learning_rate': float(f(max(0, updates[name] - 1)))
                     for name, f in program.schedules.items()
                 }
-                self.telemetry.scalars(done, {**means, **rates, 'images_per_second': rate})
+                self.telemetry.scalars(done, {**found, **rates, 'images_per_second': rate})
             pause = time.time()
             yield done, state  # saved before anything else can fail
             self._look(state, done)
@@ -266,7 +280,8 @@ class Loop:
             told = {name: value for name, value in line.items() if '/' in name}
             self.metrics.update({k: v for k, v in told.items() if not k.endswith('/learning_rate')})
         looked = any(name.startswith('held_out/') for line in lines if line['step'] == first for name in line)
-        self._look(state, first, not looked, not self._picture(first).exists())
+        looked, drawn = current.told([looked, self._picture(first).exists()])
+        self._look(state, first, not looked, not drawn)
 
     def _look(self, state: TrainState, done: int, held_out: bool = True, picture: bool = True) -> None:
         """Held-out losses and pictures, at their intervals and at the end, where they are wanted."""
@@ -290,20 +305,22 @@ class Loop:
                 metrics = program.held_out(
                     state.params, state.ema, state.state, self.frozen, batch, key, number(index)
                 )
-            sums = _add(sums, 'held_out', metrics)
-        means = _means(sums)
-        self.telemetry.scalars(done, means)
-        return means
+            sums = add(sums, 'held_out', metrics)
+        found = means(sums)
+        self.telemetry.scalars(done, found)
+        return found
 
     def _pictures(self, state: TrainState, done: int) -> None:
         recipe = self.program.recipe
         examples = recipe.metric.examples() if recipe.metric else _held_out_examples(recipe)
-        examples = examples[:SHOWN]
+        examples, negatives = examples[:SHOWN], _negatives(recipe, examples[:SHOWN])
+        beside = self.program.frozen(_to_draw(recipe))['networks']  # let go when the pictures are there
         images = self._draw(
-            sampling_params(self.program, state, self.frozen),
+            {**sampling_params(self.program, state, self.frozen), **beside},
             examples,
             range(len(examples)),
             recipe.sampler.knobs(),
+            negatives,
         )
         captions = [recipe.conditioner.describe(example) for example in examples]
         picture = pictures.grid(images, captions)
@@ -320,15 +337,13 @@ class Loop:
     def _batches(self, split: str, first: int, flip: bool) -> Iterator[dict[str, np.ndarray]]:
         recipe, train = self.program.recipe, self.program.recipe.train
         rows = sharding.local_rows(self.program.mesh, train.batch)  # the mesh decides, not the process
-        count = rows.stop - rows.start
         return batches(
             recipe.source(split),
             recipe.conditioner.arrays,
             seed=train.seed,
             batch=train.batch,
             start_step=first,
-            process=rows.start // count,
-            processes=train.batch // count,
+            rows=rows,
             train=split == 'train',
             flip=flip,
             threads=train.threads,
@@ -340,20 +355,17 @@ def _held_out_examples(recipe: Recipe) -> list[Mapping[str, Any]]:
     return [source[i] for i in range(min(SHOWN, len(source)))]
 
 
-def _add(sums: dict[str, Any], phase: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    named = {f'{phase}/{name}': pair for name, pair in metrics.items()}
-    return {
-        **sums,
-        **{
-            name: jax.tree.map(lambda a, b: a + b, sums[name], pair) if name in sums else pair
-            for name, pair in named.items()
-        },
-    }
+def _to_draw(recipe: Recipe) -> list[str]:
+    """What pictures need of the networks that no step runs: held-out captions have been read."""
+    return [name for name in recipe.spared if name != TEXT or recipe.metric]
 
 
-def _means(sums: Mapping[str, Any]) -> dict[str, float]:
-    fetched = jax.device_get(sums)
-    return {name: float(total / weight) for name, (total, weight) in fetched.items() if weight > 0}
+def _negatives(recipe: Recipe, examples: list[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
+    """What stands for no condition, where examples bring its features along."""
+    nothing = recipe.conditioner.nothing
+    if nothing is None or NULL not in examples[0]:
+        return None
+    return [{**nothing, TEXT: example[NULL], NULL: example[NULL]} for example in examples]
 
 
 def _read_record(workdir: epath.Path) -> dict[str, Any]:

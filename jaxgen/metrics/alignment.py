@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import ndimage, optimize
+import scipy  # whose rooms open when they are used: drawing needs none of them
 
 from jaxgen.config import Count, Seed, Size
 from jaxgen.data import shapes_draw, shapes_scene
@@ -65,9 +65,9 @@ def _unmix(pixels_PC: np.ndarray, background_C: np.ndarray) -> tuple[np.ndarray,
 def _blobs(colour_HW: np.ndarray, foreground_HW: np.ndarray) -> list[np.ndarray]:
     """Masks of the objects: connected pixels, cut by colour where two objects touch."""
     least = _SPECK * foreground_HW.size
-    labels_HW, _ = ndimage.label(foreground_HW)
+    labels_HW, _ = scipy.ndimage.label(foreground_HW)
     blobs = []
-    for window_index, window in enumerate(ndimage.find_objects(labels_HW), start=1):
+    for window_index, window in enumerate(scipy.ndimage.find_objects(labels_HW), start=1):
         blob_HW = np.zeros_like(foreground_HW)
         blob_HW[window] = labels_HW[window] == window_index
         area = blob_HW.sum()
@@ -79,8 +79,8 @@ def _blobs(colour_HW: np.ndarray, foreground_HW: np.ndarray) -> list[np.ndarray]
             blobs.append(blob_HW)
             continue
         for index in shares:
-            parts_HW, count = ndimage.label(blob_HW & (colour_HW == index))
-            sizes = ndimage.sum_labels(parts_HW > 0, parts_HW, np.arange(1, count + 1))
+            parts_HW, count = scipy.ndimage.label(blob_HW & (colour_HW == index))
+            sizes = scipy.ndimage.sum_labels(parts_HW > 0, parts_HW, np.arange(1, count + 1))
             blobs += [parts_HW == part for part, size in enumerate(sizes, start=1) if size >= least]
     return blobs
 
@@ -98,7 +98,7 @@ def _fit(amount_HW: np.ndarray) -> tuple[str | None, float, tuple[float, float]]
         middle = (x, y - shapes_draw.DROP[shape] * extent)
         drawn_HW = shapes_draw.coverage(shape, middle, extent, side)
         for soft in _SOFTNESS:
-            soft_HW = ndimage.gaussian_filter(drawn_HW, soft * side / 32) if soft else drawn_HW
+            soft_HW = scipy.ndimage.gaussian_filter(drawn_HW, soft * side / 32) if soft else drawn_HW
             overlap = float(np.minimum(amount_HW, soft_HW).sum() / np.maximum(amount_HW, soft_HW).sum())
             if overlap > best[0]:
                 best = (overlap, shape, extent, middle)
@@ -110,7 +110,7 @@ def _object(
 ) -> dict[str, str | None]:
     index = int(np.argmin((residual_HWK[blob_HW] ** 2).mean(0)))
     # The blob's rim: pixels less than half covered belong to the shape's area too.
-    reach_HW = ndimage.binary_dilation(blob_HW, iterations=1 + len(blob_HW) // 64)
+    reach_HW = scipy.ndimage.binary_dilation(blob_HW, iterations=1 + len(blob_HW) // 64)
     amount_HW = np.where(reach_HW, amount_HWK[..., index], 0.0)
     full = float(np.percentile(amount_HW[blob_HW], 75))
     seen_C = background_C + full * (_PALETTE_KC[index] - background_C)
@@ -155,7 +155,7 @@ def compare(reading: Reading, scene: shapes_scene.Scene) -> dict[str, float]:
         ],
         np.float32,
     ).reshape(len(scene.objects), len(reading.objects), len(ATTRIBUTES))
-    pairs = optimize.linear_sum_assignment(right.sum(-1), maximize=True)
+    pairs = scipy.optimize.linear_sum_assignment(right.sum(-1), maximize=True)
     rates = dict(zip(ATTRIBUTES, (right[pairs].sum(0) / len(scene.objects)).tolist(), strict=True))
     rates['count'] = float(len(reading.objects) == len(scene.objects))
     rates['background'] = float(reading.background == scene.background)

@@ -63,7 +63,7 @@ def build(
         return latents, random.draw(jax.random.normal, random.fold(keys, 'noise'), latents.shape[1:])
 
     loss = denoising(networks, path, prediction, conditioner, pairs, draw_times, weight, drop, angle)
-    return Objective((Phase('denoise', ('model', *conditioner.trains), loss),))
+    return Objective((Phase('denoise', ('model', *conditioner.trains), loss),), reads=tokenizer.reads)
 
 
 def denoising(

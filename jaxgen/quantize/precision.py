@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxgen.layers.linear import is_array
 
 PRECISIONS = ('float32', 'bfloat16', 'int8')
+EXACT = PRECISIONS[0]
 QUANTIZED = r'(^|/)stack/\d+/.*kernel$'
 LARGEST = 127
 
@@ -43,9 +44,8 @@ def quantized(kernel: jax.Array) -> Int8:
 
 def keep(params: Any, precision: str) -> Any:
     """A network's parameters as they are kept."""
-    if precision not in PRECISIONS:
-        raise ValueError(f'precision is {precision!r}; choose from {", ".join(PRECISIONS)}.')
-    if precision == 'float32':
+    check(precision)
+    if precision == EXACT:
         return params
 
     def kept(path: tuple, leaf: Any) -> Any:
@@ -57,6 +57,12 @@ def keep(params: Any, precision: str) -> Any:
         return leaf.astype(jnp.bfloat16)
 
     return jax.tree_util.tree_map_with_path(kept, params)
+
+
+def check(precision: str) -> None:
+    """Refuse what is no precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(f'precision is {precision!r}; choose from {", ".join(PRECISIONS)}.')
 
 
 def _rounded(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:

@@ -95,6 +95,13 @@ class AutoencoderKL(nn.Module):
         mean, deviation = self.normalisation()
         return latents_BHWC / self.scale * deviation + mean
 
+    def gaussian(self, moments_BHWC: Array) -> Array:
+        """Means and standard deviations of the generator's latents, side by side."""
+        z_BHWC, log_variance_BHWC = jnp.split(moments_BHWC, 2, axis=-1)
+        spread_BHWC = jnp.exp(0.5 * jnp.clip(log_variance_BHWC, -30.0, 20.0))
+        spread_BHWC = spread_BHWC / self.normalisation()[1] * self.scale
+        return jnp.concatenate([self.normalised(z_BHWC), spread_BHWC], axis=-1)
+
     def normalisation(self) -> tuple[Any, Any]:
         """Mean and standard deviation that latents are normalised by."""
         if self.mean is None:
@@ -113,6 +120,7 @@ class KlVae:
     tile: int
     overlap: float
     trains: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ('image',)
 
     @property
     def holds(self) -> dict[str, nn.Module]:
@@ -138,14 +146,30 @@ class KlVae:
         side = self.network.factor
         return {'tokenizer': self.network.init(key, jnp.zeros((1, side, side, 3)))['params']}
 
-    def encode(self, params: Mapping[str, Any], batch: Mapping[str, Array], keys: Array) -> Array:
-        """Latents of a batch's images: drawn with each example's key, or the most likely ones."""
-        images = batch['image'].astype(jnp.float32) / 127.5 - 1
-        z, log_variance = jnp.split(self.moments(params, images), 2, axis=-1)
+    @property
+    def prepared(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `prepare` makes of one example."""
+        height, width, channels = self.latent
+        shape = (height, width, 2 * channels if self.sample else channels)
+        return {self._prepared: jax.ShapeDtypeStruct(shape, jnp.float32)}
+
+    def prepare(self, params: Mapping[str, Any], batch: Mapping[str, Array]) -> dict[str, Array]:
+        """What of an encoding no chance is in: 'moments', the latents' means and deviations, or 'latents'."""
+        moments = self.moments(params, batch['image'].astype(jnp.float32) / 127.5 - 1)
         if self.sample:
-            noise = draw(jax.random.normal, keys, z.shape[1:])
-            z = z + jnp.exp(0.5 * jnp.clip(log_variance, -30.0, 20.0)) * noise
-        return self._apply('normalised', params, z)
+            return {'moments': self._apply('gaussian', params, moments)}
+        return {'latents': self._apply('normalised', params, moments[..., : self.network.channels])}
+
+    def encode(self, params: Mapping[str, Any], batch: Mapping[str, Array], keys: Array) -> Array:
+        """Latents of a batch's images, or of what was prepared of them.
+
+        Drawn with each example's key, or the most likely ones.
+        """
+        known = batch if self._prepared in batch else self.prepare(params, batch)
+        if not self.sample:
+            return known['latents'].astype(jnp.float32)
+        mean, spread = jnp.split(known['moments'].astype(jnp.float32), 2, axis=-1)
+        return mean + spread * draw(jax.random.normal, keys, mean.shape[1:])
 
     def decode(self, params: Mapping[str, Any], latents: Array) -> Array:
         """Images of uint8, of whatever size the latents are for."""
@@ -160,6 +184,10 @@ class KlVae:
         """Images as the network gives them, in [-1, 1] give or take."""
         z = self._apply('restored', params, latents)
         return self._run('decode', params, z, self.tile // self.network.factor, self.tile)
+
+    @property
+    def _prepared(self) -> str:
+        return 'moments' if self.sample else 'latents'
 
     def _apply(self, method: str, params: Mapping[str, Any], x: Array) -> Array:
         return self.network.apply({'params': params['tokenizer']}, x, method=method)

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -22,6 +23,7 @@ class Pixels:
     fold: int
     trains: tuple[str, ...] = ()
     holds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reads: tuple[str, ...] = ('image',)
 
     @property
     def latent(self) -> tuple[int, int, int]:
@@ -36,9 +38,18 @@ class Pixels:
             )
         return height // self.fold, width // self.fold, 3 * self.fold**2
 
+    @property
+    def prepared(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `prepare` makes of one example."""
+        return {'image': jax.ShapeDtypeStruct((self.resolution, self.resolution, 3), jnp.uint8)}
+
     def init(self, key: Array) -> dict[str, Any]:
         """Pixels have no network."""
         return {}
+
+    def prepare(self, params: Mapping[str, Any], batch: Mapping[str, Array]) -> dict[str, Array]:
+        """What of an encoding can be done ahead: nothing, a picture's bytes are the smallest that it has."""
+        return {'image': batch['image']}
 
     def encode(self, params: Mapping[str, Any], batch: Mapping[str, Array], keys: Array) -> Array:
         """Latents of a batch's images."""

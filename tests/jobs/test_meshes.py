@@ -17,7 +17,6 @@ from jaxgen.training.state import TrainState
 
 STEPS, BATCH = 20, 16
 MESHES = {name: tuple(map(int, name.split('x'))) for name in ('8x1x1x1', '1x8x1x1', '2x2x2x1', '2x1x2x2')}
-TENSOR = ((r'mlp/up/kernel', (None, 'tensor')), (r'mlp/down/kernel', ('tensor', None)))
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +37,6 @@ def program(name, mesh):
     config.optimizer.update(name='adamw', learning_rate=1e-3, options={'eps': 1e-5})
     config.train.update(batch=BATCH, sample_batch=BATCH, steps=STEPS)
     config.mesh = dict(zip(sharding.AXES, mesh))
-    config.networks = {'model': {'rules': TENSOR if mesh[2] > 1 else ()}}
     return assemble(recipe.build(config), jax.devices()[: int(np.prod(mesh))])
 
 

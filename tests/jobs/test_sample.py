@@ -20,7 +20,7 @@ def job(monkeypatch, tmp_path):
 
     monkeypatch.setattr(sample, 'check_params', lambda program, workdir, step: None)
     monkeypatch.setattr(sample, 'load_params', lambda program, workdir, step, names, width: (3, {}))
-    monkeypatch.setattr(sample, 'make_generator', lambda recipe, mesh, batch, size, cut: paint)
+    monkeypatch.setattr(sample, 'make_generator', lambda recipe, mesh, batch, size, cut, programs: paint)
     built = recipe.build(configuration('quickstart'))
     return lambda *arguments, **options: sample.run(built, tmp_path, *arguments, **options)
 

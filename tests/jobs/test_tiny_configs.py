@@ -90,7 +90,7 @@ def check_sampling(built, workdir):
 
 
 def check_planning(built, workdir):
-    plan.run(built, workdir, compile_step=False)
+    plan.run(built, workdir, compile='none')
     written = read(workdir / 'plan.json')
     shapes = jax.eval_shape(built.init, jax.random.key(0))
     counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in shapes.items()}
