@@ -24,7 +24,7 @@ from jaxgen import keys as random
 from jaxgen import main, recipe
 from jaxgen.conditioning.request import Request
 from jaxgen.config import fits, plain
-from jaxgen.data import shapes
+from jaxgen.data import shapes_builder
 from jaxgen.diffusion import path, prediction
 from jaxgen.program import assemble
 from jaxgen.training import ema, guard, optimizer
@@ -153,7 +153,7 @@ class Nothing:
 @pytest.fixture
 def compiled(monkeypatch, caplog, tmp_path):
     """What was compiled; no data are drawn, and nothing is written but into a folder of the test."""
-    monkeypatch.setattr(shapes, 'prepare', lambda folder, sizes: Nothing())
+    monkeypatch.setattr(shapes_builder, 'prepare', lambda folder, sizes: Nothing())
     monkeypatch.setattr(main, '_enable_cache', lambda: None)
     monkeypatch.setattr(main, '_check_writable', lambda folder: None)
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ gradients arrive summed in parts instead of whole, moments and averages are kept
 parameters are gathered. The network carries what it does otherwise; memory and work are divided.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ def spread_updates(
 def spread_step(step: Callable, rules: Sequence[sharding.Rule], mesh: Mesh) -> Callable:
     """The step, its new parameters made in parts; where they are to lie whole they are gathered last."""
 
+    @functools.wraps(step)
     def spreading(*arguments: Any) -> tuple[TrainState, dict]:
         state, metrics = step(*arguments)
         return state.replace(params=spread(state.params, rules, mesh)), metrics

@@ -1,6 +1,5 @@
 """Every config's `:tiny` trains, stops, goes on, samples, plans and, where it has a metric, evaluates."""
 
-import functools
 import json
 import shutil
 
@@ -17,12 +16,16 @@ from jaxgen.program import assemble
 PICTURES = 3
 
 
+def on_two(recipe, devices=None):
+    return assemble(recipe, devices or jax.devices()[:2])
+
+
 @pytest.fixture(autouse=True)
 def light(monkeypatch, tmp_path_factory):
     """Two devices, and programs compiled without optimisation: compiling is most of the time here."""
     monkeypatch.setenv('JAXGEN_DATA_DIR', str(tmp_path_factory.getbasetemp() / 'data'))
     for job in (evaluate, plan, sample, search, train):
-        monkeypatch.setattr(job, 'assemble', functools.partial(assemble, devices=jax.devices()[:2]))
+        monkeypatch.setattr(job, 'assemble', on_two)
     jax.config.update('jax_disable_most_optimizations', True)
     yield
     jax.config.update('jax_disable_most_optimizations', False)

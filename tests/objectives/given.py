@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxgen.objectives import diffusion, times
 
 FROZEN = {'networks': {}}
-LATENTS = types.SimpleNamespace(encode=lambda params, batch, keys: batch['latents'])
+LATENTS = types.SimpleNamespace(reads=('latents',), encode=lambda params, batch, keys: batch['latents'])
 FOLDED = types.SimpleNamespace(trains=(), embed=lambda params, batch, drop, keys: {'drop': drop})
 
 
