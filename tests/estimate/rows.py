@@ -1,7 +1,7 @@
 """Rows of measurements made before this estimator was written, rebuilt, and what it makes of them.
 
-python tests/estimate/rows.py # matmuls and halves of a block: some minutes python tests/estimate/rows.py
-network sampling # DiT-XL/2 whole, on one chip
+    python tests/estimate/rows.py                     # matmuls and halves of a block: some minutes
+    python tests/estimate/rows.py network sampling    # DiT-XL/2 whole, on one chip
 
 The forms are plain jnp: they are what was measured, not what the library does now. Needs libtpu. DiT-XL/2
 at 256 tokens, 32 images on one v5e chip, bfloat16; figures are percent of the chip's peak, without
