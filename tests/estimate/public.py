@@ -1,8 +1,8 @@
 """A public JAX DiT's train step, counted as ours is: python tests/estimate/public.py [PLAN.json]
 
 Kevin Frans' jax-diffusion-transformer as it is written, XL/2 at 256 px, batch 256, data-parallel over eight
-v5e chips, its state donated (as it stands it would not fit), where $JAXGEN_KVFRANS is a checkout of it. A file
-that `--mode=plan --topology=v5e:2x4` has left is compared with. Unrolled layers: this takes minutes.
+v5e chips, its state donated (as it stands it would not fit), where $JAXGEN_KVFRANS is a checkout of it. It is
+compared with a file that `--mode=plan --topology=v5e:2x4` has left. Unrolled layers: this takes minutes.
 """
 
 import json
