@@ -122,7 +122,8 @@ class Pod:
         """Tell the others that this process fails, unless it fails because another one did."""
         time.sleep(NEWS)  # then `_end` comes before
         self._ending.acquire()  # and from here on it comes no more
-        self._broadcast({'is': 'failed', 'process': self.place.process, 'said': said, 'code': code})
+        name = name_of(self.place.process, self.hosts)
+        self._broadcast({'is': 'failed', 'name': name, 'said': said, 'code': code})
 
     def leave(self) -> None:
         """This process has done its part: that it ends is no failure."""
@@ -207,7 +208,8 @@ class Pod:
             except Lost as lost:
                 if process in self._done:
                     return
-                message = {'is': 'failed', 'process': process, 'said': str(lost), 'code': 1}
+                name = name_of(process, self.hosts)
+                message = {'is': 'failed', 'name': name, 'said': str(lost), 'code': 1}
             if message['is'] == 'failed':
                 self._end(message)
             elif message['is'] == 'done':
@@ -234,7 +236,7 @@ class Pod:
         """End this process, whatever its threads are stuck in, with one line that says by whose fault."""
         self._ending.acquire()  # waits for ever where this process fails by itself, and ends
         self._broadcast(failure)
-        said = f'jaxgen: {name_of(failure["process"], self.hosts)} {failure["said"]}\n'
+        said = f'jaxgen: {failure["name"]} {failure["said"]}\n'
         os.write(2, said.encode())
         os._exit(failure['code'])
 
