@@ -21,11 +21,11 @@ from typing import Any
 import jax
 from etils import epath
 from jax.experimental import serialize_executable
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding
 
 from jaxgen import artifact
 from jaxgen.processes import facts
+from jaxgen.uncached import uncached
 
 log = logging.getLogger('jaxgen')
 FOLDER, SUFFIX = 'executables', '.program'
@@ -60,7 +60,7 @@ def save(
 
     `chosen` is what the call was made from besides the config.
     """
-    with _compiled_anew(), jax.set_mesh(mesh):
+    with uncached(), jax.set_mesh(mesh):
         compiled = draw.lower(*arguments).compile()
     program, _, gives = serialize_executable.serialize(compiled)
     if gives != ONE_ARRAY:
@@ -203,19 +203,6 @@ def _signature(content: bytes) -> bytes:
         with open(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'wb') as file:
             file.write(secrets.token_bytes(32))
     return hmac.digest(key.read_bytes(), content, 'sha256')
-
-
-@contextlib.contextmanager
-def _compiled_anew() -> Iterator[None]:
-    """Without the cache: what a CPU's program was read from the cache as is not whole when written again."""
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update('jax_enable_compilation_cache', False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update('jax_enable_compilation_cache', before)
-        compilation_cache.reset_cache()
 
 
 def _line(error: BaseException | str) -> str:

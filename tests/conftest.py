@@ -30,3 +30,15 @@ def lean():
     if anonymous() > LARGE:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope='module')
+def split_small():
+    """Tiny arrays are split as large ones are, and programs compiled without optimisation."""
+    from jaxgen.training import sharding
+
+    jax.config.update('jax_disable_most_optimizations', True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, 'SMALL', 2**8)
+        yield
+    jax.config.update('jax_disable_most_optimizations', False)

@@ -13,6 +13,7 @@ ROOT = Path(jaxgen.__file__).parent
 
 # Ground floor first. Rooms on one floor do not import each other.
 FLOORS = (
+    ('uncached',),
     ('artifact', 'config', 'estimate', 'keys', 'pictures', 'kernels', 'processes'),
     ('layers',),
     ('models', 'tokenizers', 'encoders'),

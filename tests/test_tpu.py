@@ -5,14 +5,14 @@ import math
 
 import jax
 import pytest
-from jax.experimental import topologies
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgen import config as configs
 from jaxgen import recipe
+from jaxgen.estimate import topology
 from jaxgen.generate import abstract_call, draw_step
 from jaxgen.program import assemble
 from jaxgen.training import sharding
+from jaxgen.uncached import uncached
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu')
 MEMORY = 16e9  # bytes of a chip
@@ -21,15 +21,8 @@ SIGMA = 'configs/pixart_sigma.py'
 
 @pytest.fixture(scope='module')
 def chips():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('TPU_SKIP_MDS_QUERY', '1')
-        patch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-        # What was compiled for chips that are not there cannot be read back.
-        jax.config.update('jax_enable_compilation_cache', False)
-        compilation_cache.reset_cache()
-        yield topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x4').devices
-        jax.config.update('jax_enable_compilation_cache', True)
-        compilation_cache.reset_cache()
+    with uncached():
+        yield topology.devices('v5e:2x4')
 
 
 def compiled(program, function, *arguments):

@@ -12,12 +12,9 @@ import importlib.util
 import itertools
 import os
 import re
-from collections.abc import Iterator
 from typing import Any
 
-import jax
 from jax.experimental import topologies
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgen.estimate.chips import KINDS, chip
 
@@ -101,18 +98,3 @@ def _near(generation: str, shape: str) -> str:
     known = [f'{generation}:{each}' for each in SLICES[generation]]
     nearest = difflib.get_close_matches(f'{generation}:{shape}', known, 1, 0)[0]
     return f"the nearest is '{nearest}', of {', '.join(known)}"
-
-
-@contextlib.contextmanager
-def compiling() -> Iterator[None]:
-    """Compile for chips that are not there: what comes of it cannot be read back from the persistent
-    cache.
-    """
-    kept = jax.config.jax_enable_compilation_cache
-    jax.config.update('jax_enable_compilation_cache', False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update('jax_enable_compilation_cache', kept)
-        compilation_cache.reset_cache()

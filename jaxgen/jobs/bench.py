@@ -5,18 +5,16 @@ are read by themselves, where they are there. A step is timed until its results 
 the matrix products of the network without rematerialisation, as model FLOPs are quoted.
 """
 
-import contextlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jaxlib
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgen import recipe as recipes
 from jaxgen.data.pipeline import batches
@@ -28,6 +26,7 @@ from jaxgen.recipe import Recipe
 from jaxgen.training import cost, sharding
 from jaxgen.training.state import TrainState
 from jaxgen.training.telemetry import write_json
+from jaxgen.uncached import uncached
 
 READING = 2.0  # seconds of reading for each number of threads
 
@@ -143,24 +142,12 @@ def _data(program: Program) -> dict[str, Any]:
 
 def _compiled(program: Program, function: Any, arguments: tuple) -> tuple[Any, dict[str, Any]]:
     """A jitted function compiled, with the seconds that took; nothing comes from the cache on disk."""
-    with jax.set_mesh(program.mesh), _anew():
+    with jax.set_mesh(program.mesh), uncached():
         start = time.perf_counter()
         lowered = function.lower(*arguments)
         middle = time.perf_counter()
         compiled = lowered.compile()
     return compiled, {'lower_seconds': middle - start, 'compile_seconds': time.perf_counter() - middle}
-
-
-@contextlib.contextmanager
-def _anew() -> Iterator[None]:
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update('jax_enable_compilation_cache', False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update('jax_enable_compilation_cache', before)
-        compilation_cache.reset_cache()
 
 
 def _drawn(abstract: Any) -> Any:

@@ -24,6 +24,7 @@ from jaxgen.quantize import precision as precisions
 from jaxgen.recipe import Recipe
 from jaxgen.training import cost
 from jaxgen.training.telemetry import write_json
+from jaxgen.uncached import uncached
 
 log = logging.getLogger('jaxgen')
 
@@ -73,7 +74,7 @@ def run(
     }
     compiled = compile != 'none' and not isinstance(device, topologies.Absent)
     if compiled and topology:
-        with topologies.compiling():
+        with uncached():
             record |= _programs(program, True, precision, compile)
     else:
         record |= _programs(program, compiled, precision, compile)

@@ -20,6 +20,7 @@ from jaxgen import estimate
 from jaxgen.estimate import topology
 from jaxgen.models import dit
 from jaxgen.training import cost
+from jaxgen.uncached import uncached
 
 # B batch, L tokens, D width, H heads, K width of a head
 IMAGES, TOKENS, WIDTH, HEADS = 32, 256, 1152, 16
@@ -29,7 +30,7 @@ def compiled(function: Callable, arguments: tuple, where: str = 'v5e:1x1'):
     """A function compiled for the first chip of a slice; arguments are shapes."""
     place = NamedSharding(Mesh(np.array(topology.devices(where)[:1]), ('data',)), PartitionSpec())
     placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), arguments)
-    with topology.compiling():
+    with uncached():
         return jax.jit(function).lower(*placed).compile()
 
 

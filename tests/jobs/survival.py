@@ -13,6 +13,8 @@ from pathlib import Path
 
 from configurations import FOLDER
 
+import runs
+
 STEPS, EVERY, LIMIT = 48, 3, 600.0
 SAMPLE = ('--mode=train,sample', '--count=2', '--prompt=1')
 COMMAND = (
@@ -96,8 +98,7 @@ class Run:
 
     def checkpoints(self) -> list[int]:
         """The whole ones' steps."""
-        names = [path.name for path in self.workdir.glob('checkpoints/*')]
-        return sorted(int(name) for name in names if name.isdigit())
+        return runs.checkpoints(self.workdir)
 
     def unfinished(self) -> list[Path]:
         """What a save has not finished."""
@@ -105,13 +106,7 @@ class Run:
 
     def lines(self) -> list[dict]:
         """The metrics that are written, without what a clock says."""
-        with contextlib.suppress(OSError):
-            text = (self.workdir / 'metrics.jsonl').read_text()
-            lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith('\n')]
-            return [
-                {k: v for k, v in line.items() if k not in ('time', 'images_per_second')} for line in lines
-            ]
-        return []
+        return runs.metrics(self.workdir)
 
     def result(self) -> dict:
         """All that a finished run leaves and that must not depend on how it was interrupted."""

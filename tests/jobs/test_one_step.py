@@ -10,6 +10,7 @@ from jaxgen.data.pipeline import batches
 from jaxgen.program import assemble, number
 from jaxgen.training import sharding
 
+pytestmark = pytest.mark.usefixtures('split_small')
 BATCH = 8
 NETWORKS = ('dit_folder', 'pixart_sigma', 'lightning_dit')
 MESHES = {
@@ -25,16 +26,6 @@ CASES = [
     for network in NETWORKS
     for mesh in MESHES
 ]
-
-
-@pytest.fixture(scope='module', autouse=True)
-def light():
-    """Tiny arrays are split as large ones are, and programs compiled without optimisation."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, 'SMALL', 2**8)
-        yield
-    jax.config.update('jax_disable_most_optimizations', False)
 
 
 def program(network, mesh, **changes):

@@ -14,6 +14,7 @@ from jaxgen.jobs import convert
 from jaxgen.program import assemble, number
 from jaxgen.training import sharding
 
+pytestmark = pytest.mark.usefixtures('split_small')
 ONE = {'fsdp': 1}
 MESHES = {'8': {'fsdp': 8}, '2x4': {'data': 2, 'fsdp': 4}, '2x2x2': {'data': 2, 'fsdp': 2, 'tensor': 2}}
 TENSOR = ((r'mlp/up/kernel', (None, 'tensor')), (r'mlp/down/kernel', ('tensor', None)))
@@ -25,16 +26,6 @@ SETTINGS = (
     'train.batch=8',
     'sampler.steps=4',
 )
-
-
-@pytest.fixture(scope='module', autouse=True)
-def light():
-    """Tiny arrays are split as large ones are, and programs compiled without optimisation."""
-    jax.config.update('jax_disable_most_optimizations', True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, 'SMALL', 2**8)
-        yield
-    jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')

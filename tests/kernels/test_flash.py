@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from golden.seeded import normal, relative_error
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental import topologies
-from jax.experimental.compilation_cache import compilation_cache
 
+from jaxgen.estimate import topology
 from jaxgen.estimate.bundles import FLASH
 from jaxgen.kernels.flash import flash_attention, key_blocks, reference
 from jaxgen.layers.attention import attention, best
 from jaxgen.layers.segment import SAVED_NAMES
+from jaxgen.uncached import uncached
 
 SLICES = {'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}
 
@@ -70,11 +70,9 @@ def test_blocks_of_keys_hold_all_with_little_padding():
 @pytest.mark.parametrize(
     'chip', ['v5e', *(pytest.param(chip, marks=pytest.mark.slow) for chip in ('v5p', 'v6e'))]
 )
-def test_compiles_for_tpus_as_the_projections_lie(chip, monkeypatch):
+def test_compiles_for_tpus_as_the_projections_lie(chip):
     """Chosen by itself, without a copy between projections and kernel; the forward does not run again."""
-    monkeypatch.setenv('TPU_SKIP_MDS_QUERY', '1')
-    monkeypatch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-    devices = topologies.get_topology_desc(platform='tpu', topology_name=SLICES[chip]).devices
+    devices = topology.devices(SLICES[chip])
     mesh = jax.sharding.Mesh(
         np.array(devices[:1]).reshape(1, 1, 1, 1), ('data', 'fsdp', 'tensor', 'sequence')
     )
@@ -94,14 +92,8 @@ def test_compiles_for_tpus_as_the_projections_lie(chip, monkeypatch):
     def loss(kernel, x, mask):
         return jnp.sum(attend(kernel, x, mask).astype(jnp.float32) ** 2)
 
-    jax.config.update('jax_enable_compilation_cache', False)
-    compilation_cache.reset_cache()
-    try:
-        with jax.set_mesh(mesh):
-            program = jax.jit(jax.grad(loss)).lower(kernel, x, mask).compile().as_text()
-    finally:
-        jax.config.update('jax_enable_compilation_cache', True)
-        compilation_cache.reset_cache()
+    with uncached(), jax.set_mesh(mesh):
+        program = jax.jit(jax.grad(loss)).lower(kernel, x, mask).compile().as_text()
     calls = [line for line in program.splitlines() if 'tpu_custom_call' in line]
     names = [FLASH.search(line).group() for line in calls]
     shape = 'b2_h16_q256_k256_w72_masked'

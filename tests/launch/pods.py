@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import runs
+
 ROOT = Path(__file__).parents[2]
 LIMIT, STEPS = 600.0, 60
 COMMAND = (
@@ -92,18 +94,11 @@ class Run:
 
     def lines(self) -> list[dict]:
         """The metrics that are written, without what a clock says."""
-        with contextlib.suppress(OSError):
-            text = (self.workdir / 'metrics.jsonl').read_text()
-            lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith('\n')]
-            return [
-                {k: v for k, v in line.items() if k not in ('time', 'images_per_second')} for line in lines
-            ]
-        return []
+        return runs.metrics(self.workdir)
 
     def checkpoints(self) -> list[int]:
         """The whole ones' steps."""
-        names = [path.name for path in self.workdir.glob('checkpoints/*')]
-        return sorted(int(name) for name in names if name.isdigit())
+        return runs.checkpoints(self.workdir)
 
     def fingerprints(self) -> dict[str, str]:
         """Of the finished run's state."""

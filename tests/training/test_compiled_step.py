@@ -12,6 +12,7 @@ from jaxgen import estimate, recipe
 from jaxgen.estimate import topology
 from jaxgen.program import assemble
 from jaxgen.training import compiler, cost
+from jaxgen.uncached import uncached
 
 LIBTPU = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu')
 XL = ('model.depth=4', 'train.batch=256', 'data.cache=nowhere')
@@ -25,7 +26,7 @@ def program(overrides, slice_name):
 
 def compiled(built):
     arguments = built.abstract_arguments()
-    with topology.compiling(), jax.set_mesh(built.mesh):
+    with uncached(), jax.set_mesh(built.mesh):
         return built.steps['denoise'].lower(*arguments).compile()
 
 

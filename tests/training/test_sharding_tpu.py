@@ -7,29 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
-from jax.experimental.compilation_cache import compilation_cache
 
+from jaxgen.estimate import topology
 from jaxgen.training import sharding, zero
+from jaxgen.uncached import uncached
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu')
 
 
-@pytest.fixture(scope='module')
-def devices():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('TPU_SKIP_MDS_QUERY', '1')
-        patch.setenv('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-        # What was compiled for chips that are not there cannot be read back.
-        jax.config.update('jax_enable_compilation_cache', False)
-        compilation_cache.reset_cache()
-
-        def made(name, **options):
-            return topologies.get_topology_desc(platform='tpu', topology_name=name, **options).devices
-
-        yield made
-        jax.config.update('jax_enable_compilation_cache', True)
-        compilation_cache.reset_cache()
+@pytest.fixture(scope='module', autouse=True)
+def anew():
+    with uncached():
+        yield
 
 
 @pytest.mark.parametrize(
@@ -41,8 +30,8 @@ def devices():
         ('v5p:2x2x4', {'fsdp': -1}),
     ],
 )
-def test_the_hosts_of_a_pod_have_all_rows_once_for_each_copy(devices, name, shape):
-    mesh = sharding.make_mesh(shape, devices(name))
+def test_the_hosts_of_a_pod_have_all_rows_once_for_each_copy(name, shape):
+    mesh = sharding.make_mesh(shape, topology.devices(name))
     hosts = {device.process_index for device in mesh.devices.flat}
     rows = [sharding.local_rows(mesh, 512, host) for host in hosts]
     assert len({len(one) for one in rows}) == 1
@@ -51,15 +40,15 @@ def test_the_hosts_of_a_pod_have_all_rows_once_for_each_copy(devices, name, shap
     assert len(set(copies.tolist())) == 1
 
 
-def test_inner_axes_are_neighbours(devices):
-    mesh = sharding.make_mesh({'data': 64, 'sequence': 4}, devices('v5e:16x16'))
+def test_inner_axes_are_neighbours():
+    mesh = sharding.make_mesh({'data': 64, 'sequence': 4}, topology.devices('v5e:16x16'))
     for group in mesh.devices.reshape(64, 4):
         places = np.array([device.coords for device in group])
         assert np.ptp(places, axis=0).sum() <= 3, places
 
 
-def test_slices_are_told_apart_by_data_alone(devices):
-    both = devices('v5e:2x4', num_slices=2)
+def test_slices_are_told_apart_by_data_alone():
+    both = topology.devices('2*v5e:2x4')
     assert sharding.slices(both) == 2
     mesh = sharding.make_mesh({'data': 4, 'fsdp': 4}, both)
     where = np.vectorize(lambda device: device.slice_index)(mesh.devices)
@@ -70,9 +59,9 @@ def test_slices_are_told_apart_by_data_alone(devices):
         sharding.make_mesh({'fsdp': -1}, both)
 
 
-def test_only_sums_of_gradients_cross_slices(devices):
+def test_only_sums_of_gradients_cross_slices():
     """A layer's step with parameters split over fsdp in a slice and the same in both."""
-    both = devices('v5e:2x4', num_slices=2)
+    both = topology.devices('2*v5e:2x4')
     mesh = sharding.make_mesh({'data': 2, 'fsdp': 8}, both)
     tree = {'kernel': jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}
     params = sharding.placed(tree, (), mesh)
