@@ -96,6 +96,13 @@ class _Walk:
             if one.opcode == 'fusion'
             and any(each.opcode == 'dynamic-slice' for each in module.of(one).instructions)
         }
+        # Collectives that go on beside the core; what begins one before a loop may carry it on within.
+        self.beside = {
+            begun
+            for computation in module.computations.values()
+            for one in computation.instructions
+            if (begun := _begins(module, one)) is not None
+        }
 
     def of(self, computation: Computation) -> Spent:
         if computation.name not in self.known:
@@ -115,7 +122,7 @@ class _Walk:
                 name = ended if ended in started else _beginning(computation, one, started)
                 if name in started:
                     self._wait(result, started.pop(name))
-            elif (moved := _collective_in(self.module, one)) and f'channel {moved.channel}' not in started:
+            elif (moved := _collective_in(self.module, one)) and f'channel {moved.channel}' not in self.beside:
                 key, seconds = self._collective(self.module.of(one), moved)
                 result.collective(key, seconds, seconds)
             else:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxgen.layers.linear import Linear, zeros
+from jaxgen.layers.linear import Linear
 from jaxgen.layers.segment import exchange
 
 
@@ -37,15 +37,15 @@ def modulate(x_BLD: jax.Array, shift_B1D: jax.Array, scale_B1D: jax.Array) -> ja
     return x_BLD * (1 + scale_B1D) + shift_B1D
 
 
-def modulation(c_BD: jax.Array, parts: int, dtype: Any) -> list[jax.Array]:
-    """So many shifts, scales and gates [B, 1, D] from the condition, zero at first (adaLN-Zero).
-
-    To be called inside a module, whose parameters 'modulation' they take.
-    """
+def modulation(linear: Linear, c_BD: jax.Array, parts: int) -> list[jax.Array]:
+    """So many shifts, scales and gates [B, 1, D] from the condition, as `condition` leaves it."""
     # Split after the product: a kernel's shards would not fit into such parts.
-    features = parts * c_BD.shape[-1]
-    parts_BD = Linear(features, kernel_init=zeros, name='modulation')(jax.nn.silu(c_BD).astype(dtype))
-    return jnp.split(exchange(parts_BD[:, None]), parts, axis=-1)
+    return jnp.split(exchange(linear(c_BD)[:, None]), parts, axis=-1)
+
+
+def condition(c_BD: jax.Array, dtype: Any) -> jax.Array:
+    """What modulations are linear in, made once for all layers."""
+    return jax.nn.silu(c_BD).astype(dtype)
 
 
 def residual(x_BLD: jax.Array, branch_BLD: jax.Array, gate_B1D: jax.Array | None = None) -> jax.Array:

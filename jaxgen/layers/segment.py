@@ -32,7 +32,8 @@ class Segment:
     """`length` layers of one unbound block (made with parent=None).
 
     A block is called as `block(x, *inputs, per_layer=None, train=False) -> x`, keeps the shape and dtype of
-    x, and may `expose` what it wants to be captured.
+    x, and may `expose` what it wants to be captured. If it has a method `prepare(*inputs)`, that is computed
+    for all layers at once, before the first, and each is given its part as `prepared`.
     """
 
     block: nn.Module
@@ -78,6 +79,7 @@ class SegmentRun:
         scanned = {
             'params': params,
             'block': {k: v for k, v in per_layer.items() if k not in ('residual', 'reuse')} or None,
+            'prepared': self._prepared(params),
             'residual': per_layer.get('residual'),
             'reuse': per_layer.get('reuse'),
             'delta': memory['delta'] if memory else None,
@@ -117,15 +119,13 @@ class SegmentRun:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         before, exposed = x_BLD, {}
         if one['reuse'] is None:
-            x_BLD, exposed = self._block(
-                one['params'], x_BLD, one['block'], any(s not in HANDLED for s in sites)
-            )
+            x_BLD, exposed = self._block(one, x_BLD, any(s not in HANDLED for s in sites))
             delta = x_BLD - before
         else:
             held = one['delta'].astype(x_BLD.dtype)
 
             def compute(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-                y, _ = self._block(one['params'], x, one['block'], False)
+                y, _ = self._block(one, x, False)
                 return y, y - x
 
             x_BLD, delta = jax.lax.cond(one['reuse'], lambda x: (x + held, held), compute, x_BLD)
@@ -135,9 +135,17 @@ class SegmentRun:
         values = {**exposed, 'out': x_BLD, 'delta': delta}
         return x_BLD, {site: values[site] for site in sites}
 
-    def _block(self, params: Tree, x_BLD: jax.Array, per_layer: Tree, expose: bool) -> tuple[jax.Array, dict]:
+    def _prepared(self, params: Tree) -> Tree:
+        block = self.segment.block
+        if not hasattr(block, 'prepare'):
+            return None
+        return jax.vmap(lambda one: block.apply({'params': one}, *self.inputs, method='prepare'))(params)
+
+    def _block(self, one: dict, x_BLD: jax.Array, expose: bool) -> tuple[jax.Array, dict]:
         run = self.segment.block.apply
-        variables, options = {'params': params}, {'per_layer': per_layer, 'train': self.train}
+        variables, options = {'params': one['params']}, {'per_layer': one['block'], 'train': self.train}
+        if one['prepared'] is not None:
+            options['prepared'] = one['prepared']
         if not expose:
             return run(variables, x_BLD, *self.inputs, **options), {}
         x_BLD, state = run(variables, x_BLD, *self.inputs, **options, mutable=['features'])
@@ -151,7 +159,7 @@ class SegmentRun:
 
         def first(scanned: dict, x: jax.Array) -> dict:
             one = jax.tree.map(lambda a: a[0], scanned)
-            return self._block(one['params'], x, one['block'], True)[1]
+            return self._block(one, x, True)[1]
 
         shapes |= jax.eval_shape(first, scanned, x_BLD)
         for c in captures:

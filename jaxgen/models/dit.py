@@ -18,7 +18,7 @@ from jaxgen.layers.attention import SelfAttention
 from jaxgen.layers.embeddings import LabelEmbedding, TimeEmbedding, position_table
 from jaxgen.layers.linear import Linear, zeros
 from jaxgen.layers.mlp import Mlp
-from jaxgen.layers.modulation import layer_norm, modulate, modulation, residual
+from jaxgen.layers.modulation import condition, layer_norm, modulate, modulation, residual
 from jaxgen.layers.patches import PatchEmbed, grid_of, unpatchify
 from jaxgen.layers.segment import Segment, expose
 from jaxgen.layers.stack import Stack, constrain
@@ -30,25 +30,40 @@ SIZES = {'S': (12, 384, 6), 'B': (12, 768, 12), 'L': (24, 1024, 16), 'XL': (28, 
 class DiTBlock(nn.Module):
     """Attention and MLP, each normalised, modulated and gated by the condition."""
 
+    width: int
     heads: int
     norm_epsilon: float
     implementation: str | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        self.modulation = Linear(6 * self.width, kernel_init=zeros)
+        self.attention_norm = layer_norm(affine=False)
+        self.attention = SelfAttention(self.heads, implementation=self.implementation)
+        self.mlp_norm = layer_norm(affine=False, epsilon=self.norm_epsilon)
+        self.mlp = Mlp(4 * self.width, self.width)
+
+    def prepare(self, c_BD: jax.Array) -> list[jax.Array]:
+        """Shift, scale and gate of both halves."""
+        return modulation(self.modulation, c_BD, 6)
+
     def __call__(
-        self, x_BLD: jax.Array, c_BD: jax.Array, *, per_layer: Any = None, train: bool = False
+        self,
+        x_BLD: jax.Array,
+        c_BD: jax.Array,
+        *,
+        prepared: list[jax.Array] | None = None,
+        per_layer: Any = None,
+        train: bool = False,
     ) -> jax.Array:
-        width = x_BLD.shape[-1]
-        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation(
-            c_BD, 6, x_BLD.dtype
+        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = (
+            prepared or self.prepare(c_BD)
         )
-        h = modulate(layer_norm(affine=False)(x_BLD), shift_attention, scale_attention).astype(x_BLD.dtype)
-        h = SelfAttention(self.heads, implementation=self.implementation, name='attention')(h)
+        h = modulate(self.attention_norm(x_BLD), shift_attention, scale_attention).astype(x_BLD.dtype)
+        h = self.attention(h)
         expose(self, 'attention', h)
         x_BLD = residual(x_BLD, h, gate_attention)
-        normed = layer_norm(affine=False, epsilon=self.norm_epsilon)(x_BLD)
-        h = modulate(normed, shift_mlp, scale_mlp).astype(x_BLD.dtype)
-        h = Mlp(4 * width, width, name='mlp')(h)
+        h = modulate(self.mlp_norm(x_BLD), shift_mlp, scale_mlp).astype(x_BLD.dtype)
+        h = self.mlp(h)
         expose(self, 'mlp', h)
         return residual(x_BLD, h, gate_mlp)
 
@@ -60,7 +75,8 @@ class FinalLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, c_BD: jax.Array) -> jax.Array:
-        shift, scale = modulation(c_BD, 2, x_BLD.dtype)
+        linear = Linear(2 * x_BLD.shape[-1], kernel_init=zeros, name='modulation')
+        shift, scale = modulation(linear, c_BD, 2)
         h = modulate(layer_norm(affine=False)(x_BLD), shift, scale).astype(x_BLD.dtype)
         return Linear(self.features, kernel_init=zeros, name='out')(h)
 
@@ -101,8 +117,9 @@ class DiT(nn.Module):
         x_BLD = (x_BLD + position_table(grid, self.width, base_size=self.base_size)).astype(self.dtype)
         label_BD = LabelEmbedding(self.classes, self.width, name='label')(cond['label'], cond['drop'])
         c_BD = TimeEmbedding(self.width, self.frequency_shift, name='time')(t_B) + label_BD
+        c_BD = condition(c_BD, self.dtype)
 
-        block = DiTBlock(self.heads, self.norm_epsilon, self.attention, parent=None)
+        block = DiTBlock(self.width, self.heads, self.norm_epsilon, self.attention, parent=None)
         stack = Stack((Segment(block, self.depth),), self.scan, self.remat, name='blocks')
         x_BLD, features, memory = stack(
             x_BLD, c_BD, memory=memory, per_layer=per_layer, capture=capture, train=train

@@ -19,7 +19,7 @@ from jaxgen.layers.attention import SelfAttention
 from jaxgen.layers.embeddings import LabelEmbedding, TimeEmbedding, position_table
 from jaxgen.layers.linear import Linear, xavier_fused, zeros
 from jaxgen.layers.mlp import SwiGlu
-from jaxgen.layers.modulation import modulate, modulation, residual, rms_norm
+from jaxgen.layers.modulation import condition, modulate, modulation, residual, rms_norm
 from jaxgen.layers.patches import PatchEmbed, grid_of, unpatchify
 from jaxgen.layers.rope import rope_2d
 from jaxgen.layers.segment import Segment, expose
@@ -38,35 +38,43 @@ SIZES = {
 class LightningDiTBlock(nn.Module):
     """Attention and SwiGLU, each normalised, modulated and gated by the condition; `rope` [L, K / 2]."""
 
+    width: int
     heads: int
     qk_norm: bool = False
     implementation: str | None = None
 
-    @nn.compact
+    def setup(self) -> None:
+        self.modulation = Linear(6 * self.width, kernel_init=zeros)
+        self.attention_norm = rms_norm()
+        self.attention = SelfAttention(self.heads, implementation=self.implementation, head_norm=self.qk_norm)
+        self.mlp_norm = rms_norm()
+        # Two thirds of DiT's hidden width: as many parameters with three matrices.
+        hidden = int(2 / 3 * (4 * self.width))
+        self.mlp = SwiGlu(hidden, self.width, use_bias=True, kernel_init=xavier_fused(2))
+
+    def prepare(self, c_BD: jax.Array, rope: jax.Array) -> list[jax.Array]:
+        """Shift, scale and gate of both halves."""
+        return modulation(self.modulation, c_BD, 6)
+
     def __call__(
         self,
         x_BLD: jax.Array,
         c_BD: jax.Array,
         rope: jax.Array,
         *,
+        prepared: list[jax.Array] | None = None,
         per_layer: Any = None,
         train: bool = False,
     ) -> jax.Array:
-        width, dtype = x_BLD.shape[-1], x_BLD.dtype
-        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = modulation(
-            c_BD, 6, dtype
+        shift_attention, scale_attention, gate_attention, shift_mlp, scale_mlp, gate_mlp = (
+            prepared or self.prepare(c_BD, rope)
         )
-        h = modulate(rms_norm(name='attention_norm')(x_BLD), shift_attention, scale_attention).astype(dtype)
-        attention = SelfAttention(
-            self.heads, implementation=self.implementation, head_norm=self.qk_norm, name='attention'
-        )
-        h = attention(h, rope=rope)
+        h = modulate(self.attention_norm(x_BLD), shift_attention, scale_attention).astype(x_BLD.dtype)
+        h = self.attention(h, rope=rope)
         expose(self, 'attention', h)
         x_BLD = residual(x_BLD, h, gate_attention)
-        h = modulate(rms_norm(name='mlp_norm')(x_BLD), shift_mlp, scale_mlp).astype(dtype)
-        # Two thirds of DiT's hidden width: as many parameters with three matrices.
-        hidden = int(2 / 3 * (4 * width))
-        h = SwiGlu(hidden, width, use_bias=True, kernel_init=xavier_fused(2), name='mlp')(h)
+        h = modulate(self.mlp_norm(x_BLD), shift_mlp, scale_mlp).astype(x_BLD.dtype)
+        h = self.mlp(h)
         expose(self, 'mlp', h)
         return residual(x_BLD, h, gate_mlp)
 
@@ -79,7 +87,8 @@ class FinalLayer(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: jax.Array, c_BD: jax.Array) -> jax.Array:
         dtype = x_BLD.dtype
-        shift, scale = modulation(c_BD, 2, dtype)
+        linear = Linear(2 * x_BLD.shape[-1], kernel_init=zeros, name='modulation')
+        shift, scale = modulation(linear, c_BD, 2)
         h = modulate(rms_norm(name='norm')(x_BLD), shift, scale).astype(dtype)
         return Linear(self.features, kernel_init=zeros, name='out')(h)
 
@@ -116,8 +125,9 @@ class LightningDiT(nn.Module):
         x_BLD = (x_BLD + position_table(grid, self.width)).astype(self.dtype)
         label_BD = LabelEmbedding(self.classes, self.width, name='label')(cond['label'], cond['drop'])
         c_BD = TimeEmbedding(self.width, name='time')(t_B) + label_BD
+        c_BD = condition(c_BD, self.dtype)
 
-        block = LightningDiTBlock(self.heads, self.qk_norm, self.attention, parent=None)
+        block = LightningDiTBlock(self.width, self.heads, self.qk_norm, self.attention, parent=None)
         stack = Stack((Segment(block, self.depth),), self.scan, self.remat, name='blocks')
         rope_LK = jnp.asarray(rope_2d(grid, self.width // self.heads))
         x_BLD, features, memory = stack(

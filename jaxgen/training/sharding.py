@@ -252,10 +252,11 @@ def _and_over(
 
     That is the last one if it is whole, else the largest that is, else one that is split already.
     """
-    if mesh.shape[axis] == 1 or math.prod(shape) < SMALL:
+    layers = _has_layer_axis(name)
+    if mesh.shape[axis] == 1 or math.prod(shape[layers:]) < SMALL:
         return chosen
     parts = [mesh.shape[axis] * math.prod(mesh.shape[other] for other in axes) for axes in chosen]
-    dividing = [i for i in range(_has_layer_axis(name), len(shape)) if shape[i] % parts[i] == 0]
+    dividing = [i for i in range(layers, len(shape)) if shape[i] % parts[i] == 0]
     if not dividing:
         return chosen
     best = min(dividing, key=lambda i: (bool(chosen[i]), i != len(shape) - 1, -shape[i]))

@@ -41,7 +41,14 @@ def test_mesh_refuses_what_does_not_fit(shape, sentence):
 def test_default_splits_the_output_dimension_and_never_the_layers():
     mesh = sharding.make_mesh({'fsdp': 8})
     tree = {
-        'stack': {'0': {'kernel': shape(16, 64, 128), 'odd': shape(16, 256, 30), 'none': shape(8, 77, 51)}},
+        'stack': {
+            '0': {
+                'kernel': shape(2, 128, 256),
+                'odd': shape(2, 1024, 30),
+                'none': shape(8, 377, 51),
+                'bias': shape(28, 1152),
+            }
+        },
         'kernel': shape(64, 512),
         'odd': shape(1024, 30),
         'bias': shape(512),
@@ -51,6 +58,7 @@ def test_default_splits_the_output_dimension_and_never_the_layers():
         'kernel': P(None, None, 'fsdp'),
         'odd': P(None, 'fsdp', None),
         'none': P(),
+        'bias': P(),
     }
     assert placed['kernel'] == P(None, 'fsdp')
     assert placed['odd'] == P('fsdp', None)
