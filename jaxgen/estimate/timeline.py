@@ -122,7 +122,9 @@ class _Walk:
                 name = ended if ended in started else _beginning(computation, one, started)
                 if name in started:
                     self._wait(result, started.pop(name))
-            elif (moved := _collective_in(self.module, one)) and f'channel {moved.channel}' not in self.beside:
+            elif (
+                moved := _collective_in(self.module, one)
+            ) and f'channel {moved.channel}' not in self.beside:
                 key, seconds = self._collective(self.module.of(one), moved)
                 result.collective(key, seconds, seconds)
             else:
