@@ -139,9 +139,10 @@ class Program:
     @functools.cached_property
     def steps(self) -> dict[str, Callable]:
         """The jitted step of each phase; it takes over the state's memory."""
-        told = {'out_shardings': (self._where, None), 'compiler_options': compiler.options(self.mesh)}
+        told = compiler.options(self.mesh, self.recipe.train.compiler)
+        where = {'donate_argnums': 0, 'out_shardings': (self._where, None)}
         return {
-            phase.name: jax.jit(self._step(phase), donate_argnums=0, **told)
+            phase.name: jax.jit(self._step(phase), compiler_options=told, **where)
             for phase in self.recipe.objective.phases
         }
 

@@ -1,13 +1,18 @@
 """The numbers of the training loop."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from jaxgen.config import Count, Seed, Whole
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """The numbers of the training loop: counts are in steps, 0 (where it may be) is never."""
+    """The numbers of the training loop: counts are in steps, 0 (where it may be) is never.
+
+    `compiler` are XLA's options for the step's program, beside those that jaxgen gives.
+    """
 
     steps: Count
     batch: Count
@@ -24,6 +29,7 @@ class Train:
     keep: Count = 3
     keep_period: Whole = 0
     profile: tuple[int, ...] = ()
+    compiler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = all(isinstance(step, int) for step in self.profile)

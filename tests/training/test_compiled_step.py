@@ -47,6 +47,17 @@ def test_only_tpus_are_told_of_their_compilers_options():
     assert 'cpu' not in compiler.OPTIONS and compiler.OPTIONS['tpu']
 
 
+def test_a_run_may_tell_the_compiler_more():
+    built = assemble(
+        recipe.build(
+            configs.load('configs/quickstart.py:tiny', ('train.compiler={"xla_no_such_option": 1}',))
+        ),
+        jax.devices()[:1],
+    )
+    with jax.set_mesh(built.mesh), pytest.raises(Exception, match='xla_no_such_option'):
+        next(iter(built.steps.values())).lower(*built.abstract_arguments()).compile()
+
+
 @LIBTPU
 def test_what_a_step_sends_and_keeps():
     built = program(SMALL, 'v5e:2x2')
