@@ -70,7 +70,7 @@ class SegmentRun:
     inputs: tuple[Any, ...]
     start: int
     train: bool
-    scan: bool
+    scan: bool | int
     remat: str
 
     def __call__(
@@ -104,7 +104,9 @@ class SegmentRun:
         indices = np.arange(self.start, self.start + self.segment.length)
         if self.scan:
             with _scope(self.start):
-                (x_BLD, buffers), (kept, deltas) = jax.lax.scan(body, carry, (indices, scanned))
+                (x_BLD, buffers), (kept, deltas) = jax.lax.scan(
+                    body, carry, (indices, scanned), unroll=int(self.scan)
+                )
             return x_BLD, buffers, kept, deltas
         outputs = []
         for i, index in enumerate(indices):

@@ -97,7 +97,7 @@ class DiT(nn.Module):
     norm_epsilon: float
     dtype: Any
     attention: str | None
-    scan: bool
+    scan: bool | int
     remat: str
 
     @nn.compact
@@ -144,7 +144,7 @@ def build(
     norm_epsilon: Positive = 1e-6,
     dtype: Dtype = 'float32',
     attention: str | None = None,
-    scan: bool = True,
+    scan: bool | Count = True,
     remat: str = 'none',
     hidden: Size | None = None,
     depth: Depth | None = None,

@@ -105,7 +105,7 @@ class LightningDiT(nn.Module):
     qk_norm: bool
     dtype: Any
     attention: str | None
-    scan: bool
+    scan: bool | int
     remat: str
 
     @nn.compact
@@ -147,7 +147,7 @@ def build(
     qk_norm: bool = False,
     dtype: Dtype = 'float32',
     attention: str | None = None,
-    scan: bool = True,
+    scan: bool | Count = True,
     remat: str = 'none',
     hidden: Size | None = None,
     depth: Depth | None = None,

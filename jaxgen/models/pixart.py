@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.config import Depth, Dtype, Positive, Size, Whole
+from jaxgen.config import Count, Depth, Dtype, Positive, Size, Whole
 from jaxgen.layers.attention import CrossAttention, SelfAttention
 from jaxgen.layers.embeddings import SizeEmbedding, TimeEmbedding, position_table
 from jaxgen.layers.linear import Linear, xavier, zeros
@@ -124,7 +124,7 @@ class PixArt(nn.Module):
     qk_norm: bool
     dtype: Any
     attention: str | None
-    scan: bool
+    scan: bool | int
     remat: str
     open_start: bool
 
@@ -230,7 +230,7 @@ def build(
     qk_norm: bool = False,
     dtype: Dtype = 'float32',
     attention: str | None = None,
-    scan: bool = True,
+    scan: bool | Count = True,
     remat: str = 'none',
     open_start: bool = False,
     hidden: Size | None = None,

@@ -1,7 +1,7 @@
 """The estimator beside the compiler's final bundles, fusion by fusion: what its constants were calibrated
 by.
 
-python tests/estimate/against_bundles.py v5e:1x1 mlp # or attention; v5p:2x2x1, v6e:1x1
+python tests/estimate/against_bundles.py v5e:1x1 mlp [forward] # or another of HALVES; v5p:2x2x1, v6e:1x1
 
 Bundles are counted as often as their loops turn. They show no waiting for the matrix units or for HBM, so
 that a fusion takes the larger of its bundles and those two. Needs libtpu, which reads where to write when
@@ -29,7 +29,10 @@ BUNDLE = re.compile(r'\s*0x[0-9a-f]+ |\s+0 ')
 END = re.compile(r'scmp\.\w+\.s32\.totalorder %?\w+, (\d+) /\* loop exit test')
 HALVES = {
     'mlp': rows.mlp_half(jax.nn.gelu),
+    'erf': rows.mlp_half(lambda x: jax.nn.gelu(x, approximate=False)),
     'attention': rows.attention_half('separate', 'BLHK', 'float32'),
+    'heads-first': rows.attention_half('fused', 'BHLK', 'float32'),
+    'library': rows.attention_half('fused', 'BLHK', 'library'),
 }
 
 
@@ -53,8 +56,9 @@ def bundles(name: str) -> int | None:
     return sum(times)
 
 
-def main(where: str, half: str) -> None:
-    program = rows.compiled(*rows.backward(*HALVES[half]), where)
+def main(where: str, half: str, direction: str = 'both') -> None:
+    made = HALVES[half] if direction == 'forward' else rows.backward(*HALVES[half])
+    program = rows.compiled(*made, where)
     chip, module = chips.chip(where), hlo.parse(program.as_text())
     machine = timeline.Machine(chip, network.Slice(chip, ((0, 0, 0),), (0,)), {})
     sums = [0.0] * 3

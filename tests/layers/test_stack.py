@@ -73,7 +73,7 @@ def close(a, b, tolerance=2e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance, rtol=tolerance), a, b)
 
 
-@pytest.mark.parametrize('scan', [True, False])
+@pytest.mark.parametrize('scan', [True, 2, False])
 def test_output_is_the_layers_one_after_another(params, scan):
     assert jax.tree.leaves(params)[0].shape[0] == DEPTH
     out, features, memory = run(params, options={'scan': scan})
@@ -84,7 +84,7 @@ def test_output_is_the_layers_one_after_another(params, scan):
 
 
 @pytest.mark.parametrize(
-    ('remat', 'scan'), [*((remat, True) for remat in REMAT), ('named', False), ('full', False)]
+    ('remat', 'scan'), [*((remat, True) for remat in REMAT), ('named', 2), ('named', False), ('full', False)]
 )
 def test_remat_leaves_gradients_alone(params, remat, scan):
     def gradients(**options):
