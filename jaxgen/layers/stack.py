@@ -31,7 +31,7 @@ class Stack(nn.Module):
     layers to replace by their delta (output minus input) in `memory`, the rest goes to the block. `memory` is
     {'delta': [depth, B, L, D]}, or {} where there is none yet; given one, the deltas of this call come back.
     `capture` names '<layer>.<site>' or '*.<site>' (stacked); sites are 'out', 'delta' and what the block
-    exposes. `scan` is how many layers one turn of the loop runs: more hide what is sent between devices better
+    exposes. `scan` is how many layers one turn of the loop runs: more hide what devices send better
     and take longer to compile. False is a Python loop.
     """
 
