@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgen import estimate
 from jaxgen.estimate import topology
 from jaxgen.models import dit
 from jaxgen.training import cost
+from jaxgen.training.sharding import make_mesh
 from jaxgen.uncached import uncached
 
 # B batch, L tokens, D width, H heads, K width of a head
@@ -28,9 +28,10 @@ IMAGES, TOKENS, WIDTH, HEADS = 32, 256, 1152, 16
 
 def compiled(function: Callable, arguments: tuple, where: str = 'v5e:1x1'):
     """A function compiled for the first chip of a slice; arguments are shapes."""
-    place = NamedSharding(Mesh(np.array(topology.devices(where)[:1]), ('data',)), PartitionSpec())
+    mesh = make_mesh({}, topology.devices(where)[:1])
+    place = NamedSharding(mesh, PartitionSpec())
     placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), arguments)
-    with uncached():
+    with uncached(), jax.set_mesh(mesh):
         return jax.jit(function).lower(*placed).compile()
 
 
