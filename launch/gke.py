@@ -4,7 +4,8 @@
         --config=configs/dit_imagenet.py --config.mesh="{'data': 2, 'fsdp': -1}" --workdir=gs://bucket/dit
 
 The image has jaxgen installed with its extras tpu and gcs. A slice that dies restarts the whole set, and the
-same command goes on from its last checkpoint; Kubernetes' SIGTERM leaves it five minutes to save.
+same command goes on from its last checkpoint; Kubernetes' SIGTERM leaves it five minutes to save. What jaxgen
+refuses, as a flag or processes that do not fit together, ends the set.
 `--with=xpk --cluster=...` hands over to xpk instead. `--dry_run` prints the command and the manifest.
 """
 
@@ -17,10 +18,14 @@ from typing import Any
 from slices import Slice, fail, named, perform, split
 
 COORDINATOR = 8476
+REFUSED = 2  # jaxgen's exit code for what its user can mend
+TOGETHER = 86400  # seconds that pods wait for those whose nodes come later: who is missing counts as refused
 
 
 def manifest(options: argparse.Namespace, slice_: Slice, command: list[str]) -> dict[str, Any]:
     """The JobSet; GKE itself tells the workers of a slice of each other."""
+    if not any(argument.startswith('--preflight_seconds') for argument in command):
+        command = [*command, f'--preflight_seconds={TOGETHER}']
     container = {
         'name': 'jaxgen',
         'image': options.image,
@@ -54,6 +59,14 @@ def manifest(options: argparse.Namespace, slice_: Slice, command: list[str]) -> 
         'parallelism': slice_.hosts,
         'completions': slice_.hosts,
         'backoffLimit': 0,
+        'podFailurePolicy': {
+            'rules': [
+                {
+                    'action': 'FailJob',
+                    'onExitCodes': {'containerName': 'jaxgen', 'operator': 'In', 'values': [REFUSED]},
+                },
+            ],
+        },
         'template': {'spec': pod},
     }
     return {
@@ -64,7 +77,10 @@ def manifest(options: argparse.Namespace, slice_: Slice, command: list[str]) -> 
             'annotations': {'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'},
         },
         'spec': {
-            'failurePolicy': {'maxRestarts': options.restarts},
+            'failurePolicy': {
+                'maxRestarts': options.restarts,
+                'rules': [{'action': 'FailJobSet', 'onJobFailureReasons': ['PodFailurePolicy']}],
+            },
             'replicatedJobs': [
                 {'name': 'slice', 'replicas': options.slices, 'template': {'spec': job}},
             ],
@@ -76,6 +92,8 @@ def xpk(options: argparse.Namespace, slice_: Slice, command: str) -> list[str]:
     """The workload as xpk is asked for it."""
     if not (options.cluster and options.zone):
         fail('--with=xpk needs --cluster and --zone.')
+    if not slice_.type:
+        fail(f'--with=xpk has no name for a slice of {slice_.shape}; leave it out.')
     return [
         *('xpk', 'workload', 'create', f'--workload={options.name}', f'--cluster={options.cluster}'),
         *(f'--zone={options.zone}', f'--tpu-type={slice_.type}', f'--num-slices={options.slices}'),

@@ -11,6 +11,7 @@ saves first) and `down` (deletes the slice) are its parts. `--dry_run` prints th
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from slices import fail, named, perform, split
 ACTIONS = ('run', 'up', 'start', 'logs', 'stop', 'down')
 GONE = ('PREEMPTED', 'TERMINATED', 'STOPPED', 'SUSPENDED', 'SUSPENDING', 'FAILED', '')
 LEFT = (130, 143)  # asked to leave, and saved
+TRIES = 10  # of a look at the state, where gcloud fails
 
 INSTALL = (
     'mkdir -p jaxgen && tar -xzf jaxgen.tar.gz -C jaxgen && cd jaxgen && '
@@ -53,14 +55,17 @@ class Machine:
         """Ask for the slice; the queue gives it when there is one."""
         options = self.options
         wanted = [
-            f'--accelerator-type={self.slice.type}',
+            f'--type={self.slice.family}',
+            f'--topology={self.slice.shape}',
             f'--runtime-version={options.runtime or self.slice.runtime}',
         ]
+        # Without alpha gcloud knows no type after v4; with it, --spot alone asks for both kinds at once.
+        gcloud, *queue = self._queue('create')
         return [
-            *self._queue('create'),
+            *(gcloud, 'alpha', *queue),
             f'--node-id={options.name}',
             *wanted,
-            *(['--spot'] if options.spot else []),
+            *(['--provisioning-model=spot'] if options.spot else []),
         ]
 
     def delete(self) -> list[str]:
@@ -115,9 +120,19 @@ def checkout() -> str:
 
 
 def state_of(machine: Machine) -> str:
-    """The slice's state, '' where there is none."""
-    found = subprocess.run(machine.state(), capture_output=True, text=True)
-    return found.stdout.strip().upper() if found.returncode == 0 else ''
+    """The slice's state, '' where there is none. Where gcloud fails nothing is known: it is asked again."""
+    name = machine.options.name
+    for left in reversed(range(TRIES)):
+        found = subprocess.run(machine.state(), capture_output=True, text=True)
+        if found.returncode == 0:
+            return found.stdout.strip().upper() or 'STATE_UNSPECIFIED'
+        if re.search('not[ _]found', found.stderr, re.IGNORECASE):
+            return ''
+        said = ' '.join(found.stderr.split()) or f'exit code {found.returncode}'
+        if left:
+            print(f'{name}: gcloud failed, asking again: {said}', file=sys.stderr, flush=True)
+            time.sleep(machine.options.poll)
+    fail(f'{name} may be there or in the queue (`down` deletes it), but gcloud fails: {said}', 1)
 
 
 def bring_up(machine: Machine) -> None:
