@@ -90,32 +90,40 @@ def seconds(grid: Slice, kind: str, size: float, group: Sequence[int]) -> float:
         return max((_hop(grid, size, *pair) for pair in pairs), default=0.0)
     if count < 2 or not size:
         return 0.0
-    within, between, hops = _ways(grid, group)
+    axes, between, hops = _ways(grid, group)
+    within = sum(speed for _, speed in axes)
     share, factor = (count - 1) / count, 2 if kind == 'all-reduce' else 1
     if kind.endswith('all-to-all'):
-        # Half of it crosses the middle of the longest axis.
-        share = max(1, hops + 1) / 4
-    wire = size * factor * share / within if within else 0.0
+        # Half of what each half of an axis has goes over its middle, which is `speed` wide for each line.
+        wire = max((size * length / 4 / speed for length, speed in axes), default=0.0)
+    else:
+        wire = size * factor * share / within if within else 0.0
     if between > 1:
         members = count // between
         wire += size * factor * (between - 1) / between / members / grid.chip.dcn
     return wire + factor * hops * HOP
 
 
-def _ways(grid: Slice, group: Sequence[int]) -> tuple[float, int, int]:
-    """(bytes a second into a chip within its slice, slices, hops) of a group."""
+def between_slices(grid: Slice, kind: str, size: float) -> float:
+    """Seconds, over the data centre's network, of a collective that each chip has `size` bytes for."""
+    count = len(set(grid.slices))
+    return (2 if kind == 'all-reduce' else 1) * size * (count - 1) / count / grid.chip.dcn + HOP
+
+
+def _ways(grid: Slice, group: Sequence[int]) -> tuple[list[tuple[int, float]], int, int]:
+    """([(chips, bytes a second into a chip) of each axis], slices, hops) of a group."""
     between = len({grid.slices[one] for one in group})
     members = [grid.places[one] for one in group if grid.slices[one] == grid.slices[group[0]]]
-    speed, hops = 0.0, 0
+    axes, hops = [], 0
     for axis, length in enumerate(grid.lengths()):
         met = sorted({place[axis] for place in members})
         if len(met) < 2:
             continue
         closed = length % grid.chip.wrap == 0 and len(met) * (met[1] - met[0]) == length
         apart = (met[-1] - met[0]) / (len(met) - 1)
-        speed += grid.chip.link * (2 if closed else 1) / apart
+        axes.append((len(met), grid.chip.link * (2 if closed else 1) / apart))
         hops += (len(met) - 1) // (2 if closed else 1)
-    return speed, between, max(1, hops)
+    return axes, between, max(1, hops)
 
 
 def _hop(grid: Slice, size: float, source: int, target: int) -> float:

@@ -15,6 +15,8 @@ from jaxgen.estimate.hlo import Computation, Instruction, Module, Shape
 
 SHARES = ('matmul', 'vector', 'memory', 'network')
 PALLAS = 'tpu_custom_call'
+# What goes between slices is handed to the hosts and comes back from them.
+MEGASCALE = re.compile('_xla_megascale_transfer_type="(.*?)"')
 # Less arithmetic than this share of a matmul's cycles leaves the matmul alone.
 ALONE = 0.005
 
@@ -129,6 +131,8 @@ class _Walk:
                 result.collective(key, seconds, seconds)
             else:
                 self._at_once(result, computation, one)
+        for begun in started.values():  # what nothing here waits for ends with it, at the latest
+            self._wait(result, begun)
         return result
 
     def _wait(self, result: Spent, begun: _Started) -> None:
@@ -191,6 +195,10 @@ class _Walk:
             return self._collective(self.module.of(one), _collective_in(self.module, one))
         if one.opcode.removesuffix('-start') in network.KINDS:
             return self._collective(computation, one)
+        if (between := MEGASCALE.search(one.attributes)) is not None:
+            kind, size = between.group(1).lower().replace('_', '-'), _packed(one.shapes[0])
+            seconds = network.between_slices(self.machine.grid, kind, size)
+            return (f'{kind} between slices', int(size), len(set(self.machine.grid.slices))), seconds
         arrays = [shape for shape in one.shapes if shape.elements > 1]
         moved = min((shape.bytes for shape in arrays), default=0.0)
         if all(shape.space for shape in arrays):
@@ -220,14 +228,14 @@ def _packed(shape: Shape) -> float:
 
 def _begins(module: Module, one: Instruction) -> str | None:
     """The name under which an instruction starts something, if it does."""
-    if one.opcode.endswith('-start'):
+    if one.opcode.endswith('-start') or (one.opcode == 'recv' and MEGASCALE.search(one.attributes)):
         return one.name
     return _chain(module, one, 'AsyncCollectiveStart')
 
 
 def _ends(module: Module, one: Instruction) -> str | None:
     """The name of what an instruction waits for, if it does."""
-    if one.opcode.endswith('-done'):
+    if one.opcode.endswith('-done') and one.opcode != 'send-done':
         return one.operands[0]
     return _chain(module, one, 'AsyncCollectiveDone')
 

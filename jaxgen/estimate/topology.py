@@ -6,10 +6,10 @@ the backend in use stays what it is.
 
 import contextlib
 import dataclasses
-import difflib
 import importlib.metadata
 import importlib.util
 import itertools
+import math
 import os
 import re
 from typing import Any
@@ -55,7 +55,9 @@ def parts(name: str) -> tuple[int, str, tuple[int, ...]]:
     """A name such as '2*v5e:4x8' as (slices, slice, chips along its axes)."""
     found = re.fullmatch(r'(?:(\d+)\*)?(.*)', name)
     slices, single = int(found.group(1) or 1), found.group(2)
-    generation, _, shape = single.partition(':')
+    generation, colon, shape = single.partition(':')
+    if not colon:
+        raise ValueError(f"'{name}' names no slice; write for example 'v5e:2x4', or '2*v5e:4x8' for two.")
     chip(generation)
     if not re.fullmatch(r'\d+(x\d+){1,2}', shape) or not slices:
         raise ValueError(f"'{name}' names no slice; {_near(generation, shape)}.")
@@ -82,6 +84,10 @@ def devices(name: str, absent: bool = False) -> list[Any]:
     # It would look for a TPU's metadata server, and lock out other processes.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
     os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+    # Without these it says at length that this machine is no TPU.
+    quiet = {'TPU_ACCELERATOR_TYPE': 'v5litepod-8', 'TPU_WORKER_HOSTNAMES': 'localhost'}
+    lacking = {name: value for name, value in quiet.items() if name not in os.environ}
+    os.environ.update(lacking)
     options: dict[str, Any] = {'num_slices': slices} if slices > 1 else {}
     if generation == 'v4':
         options['chip_config_name'] = 'megacore'  # as jobs on v4 run: both cores of a chip are one device
@@ -91,10 +97,17 @@ def devices(name: str, absent: bool = False) -> list[Any]:
         said = str(error).splitlines()[0]
         near = _near(generation, single.partition(':')[2])
         raise ValueError(f'libtpu {version()} knows no slice {name} ({said}); {near}.') from error
+    finally:
+        for variable in lacking:
+            del os.environ[variable]
     return list(described.devices)
+
+
+def _chips(shape: str) -> int:
+    return math.prod(map(int, re.findall(r'\d+', shape.partition(':')[2] or shape)))
 
 
 def _near(generation: str, shape: str) -> str:
     known = [f'{generation}:{each}' for each in SLICES[generation]]
-    nearest = difflib.get_close_matches(f'{generation}:{shape}', known, 1, 0)[0]
+    nearest = min(known, key=lambda each: abs(math.log(_chips(each) / max(1, _chips(shape)))))
     return f"the nearest is '{nearest}', of {', '.join(known)}"

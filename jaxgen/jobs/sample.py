@@ -64,6 +64,7 @@ def check(
     weights: str = '',
     precision: str = precisions.EXACT,
     trained: bool = False,
+    executables: str = '',
 ) -> Order:
     """Refuse what `run` could not do, before anything is compiled. `trained`: a checkpoint is yet to come."""
     if recipe.sampler is None:
@@ -80,6 +81,10 @@ def check(
         )
     settings = recipe.sampler.knobs(**parse_knobs(knobs))
     precisions.check(precision)
+    if executables and not epath.Path(executables).expanduser().is_dir():
+        raise ValueError(
+            f'there is no folder {executables}; --executables is what --mode=plan wrote to by --export.'
+        )
     recipe.ema.check_chosen(ema)
     against = recipe.conditioner.example(negative) if negative else None
     asked = _size(size)
@@ -151,6 +156,7 @@ def run(
         weights,
         precision,
         trained,
+        executables,
     )
     workdir, program = epath.Path(workdir), order.program
     examples = [example for example in order.examples or _own(recipe) for _ in range(count)]

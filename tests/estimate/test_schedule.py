@@ -133,6 +133,38 @@ def test_only_what_nothing_covers_is_waited_for():
     assert unknown.uncounted == {'flash': 1} and unknown.total < found.total
 
 
+def test_what_is_waited_for_elsewhere_ends_with_its_computation():
+    lines = PROGRAM.splitlines()
+    cut = '\n'.join(line for line in lines if 'all-gather-done' not in line)
+    whole, left = (
+        timeline.spent(MACHINE, hlo.parse(text.replace('BOUND', 'constant(3)'))) for text in (PROGRAM, cut)
+    )
+    assert left.collectives.keys() == whole.collectives.keys() != set()
+    assert left.hidden == pytest.approx(whole.hidden)
+
+
+BETWEEN = """HloModule jit_g, is_scheduled=true
+
+ENTRY %main (a: f32[1024,1024]) -> f32[1024,1024] {
+  %a = f32[1024,1024]{1,0:T(8,128)} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[1024,1024]{1,0:T(8,128)}, u32[], token[]) send(%a, %token), channel_id=2, is_host_transfer=true, HOW
+  %recv = (f32[1024,1024]{1,0:T(8,128)}, u32[], token[]) recv(%token), channel_id=1, is_host_transfer=true, HOW
+  %send-done = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %recv-done = (f32[1024,1024]{1,0:T(8,128)}, token[]) recv-done(%recv), channel_id=1, is_host_transfer=true
+  ROOT %sum = f32[1024,1024]{1,0:T(8,128)} get-tuple-element(%recv-done), index=0
+}
+"""  # noqa: E501
+
+
+def test_sums_between_slices_take_the_data_centres_network():
+    how = 'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'
+    two = network.Slice(CHIP, GRID.places, (0,) * 4 + (1,) * 4)
+    found = timeline.spent(timeline.Machine(CHIP, two, {}), hlo.parse(BETWEEN.replace('HOW', how)))
+    assert list(found.collectives) == [('all-reduce between slices', 2**22, 2)]
+    assert found.seconds['network'] == pytest.approx(2**22 / CHIP.dcn, rel=0.01)
+
+
 def test_a_reduction_fused_with_its_slice_is_waited_for():
     text = """%scatter (r.0: bf16[4608,1152]) -> bf16[4608,144] {
   %r.0 = bf16[4608,1152]{0,1:T(8,128)(2,1)} parameter(0)
@@ -177,6 +209,10 @@ def test_links_of_a_slice():
     assert network.seconds(ring, 'all-gather', 8e8, range(16)) == pytest.approx(
         8e8 * 15 / 16 / 90e9, rel=0.01
     )
+    # All to all: a half of a half's bytes crosses each middle, of a line by one link and of a ring by two.
+    assert network.seconds(GRID, 'all-to-all', 8e6, (0, 2, 4, 6)) == pytest.approx(8e6 / 45e9, rel=0.05)
+    assert network.seconds(GRID, 'all-to-all', 8e6, both) == pytest.approx(8e6 / 45e9, rel=0.05)
+    assert network.seconds(ring, 'all-to-all', 8e8, range(16)) == pytest.approx(8e8 * 4 / 90e9, rel=0.01)
     two = network.Slice(CHIP, GRID.places, (0,) * 4 + (1,) * 4)
     assert network.seconds(two, 'all-reduce', 8e6, both) > 3 * network.seconds(GRID, 'all-reduce', 8e6, both)
     assert network.seconds(GRID, 'collective-permute', 9e6, (0, 2, 2, 4)) == pytest.approx(2e-4, rel=0.05)
