@@ -127,7 +127,7 @@ class Recipe:
     @property
     def spared(self) -> tuple[str, ...]:
         """The networks whose work lies in the data's cache: no step runs them."""
-        return self.encoders if self.cache.cache else ()
+        return tuple(name for name in self.encoders if self.cache.cache and name not in self.objective.uses)
 
     def blank(self) -> dict[str, Any]:
         """An example of the shapes that the data have."""
@@ -173,6 +173,7 @@ def build(config: Mapping[str, Any]) -> Recipe:
         tokenizer = dataclasses.replace(tokenizer, reads=tuple(tokenizer.prepared))
     known['tokenizer'] = tokenizer
     known.update(latent=tokenizer.latent, channels=tokenizer.latent[-1])
+    known.update(getattr(tokenizer, 'provides', {}))
     if 'classes' in _signature('conditioner', config) and not config['conditioner'].get('classes'):
         known['classes'] = source('train').description.classes
         config['conditioner'].pop('classes', None)
@@ -257,6 +258,16 @@ SECTIONS = (
     'mesh',
     'train',
 )
+
+
+def without_recomputing(recipe: Recipe) -> Recipe:
+    """The recipe with a network that computes everything once, as model FLOPs are counted."""
+    module = getattr(recipe.networks.get('model'), 'module', None)
+    plain = {'remat': 'none', 'attention': 'xla'}
+    found = {key: value for key, value in plain.items() if hasattr(module, key)}
+    if not found:
+        return recipe
+    return build({**recipe.config, 'model': {**recipe.config['model'], **found}})
 
 
 def part(section: str, config: Mapping[str, Any], known: Mapping[str, Any], room: str | None = None) -> Any:
@@ -363,7 +374,7 @@ def _networks(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, 
 def _module(name: str, section: Any, known: Mapping[str, Any]) -> nn.Module:
     if not isinstance(section, Mapping):
         raise ValueError(f'networks.{name}.module is {section!r}; it must be a section, as model is.')
-    for key in ('channels', 'classes', 'learned_variance') if name == 'model' else ():
+    for key in ('channels', 'classes', 'learned_variance', 'scales', 'codes') if name == 'model' else ():
         if key in known and section.get(key, known[key]) != known[key]:
             raise ValueError(
                 f'model.{key} is {section[key]!r}, and the other parts say {known[key]}; leave it out.'

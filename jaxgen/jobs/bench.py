@@ -84,7 +84,8 @@ def _train(
         return state, metrics
 
     record |= _times(step, count, 'step') | {'images': program.recipe.train.batch}
-    flops = cost.flops(_plain(program).steps[phase], *_plain(program).abstract_arguments())
+    plain = assemble(recipes.without_recomputing(program.recipe), devices=program.mesh.devices.flatten())
+    flops = cost.flops(plain.steps[phase], *plain.abstract_arguments())
     return state, record | _rates(program, record['step_seconds'], record['images'], flops)
 
 
@@ -177,15 +178,6 @@ def _times(call: Callable[[], Any], count: int, name: str) -> dict[str, Any]:
     first, *steady = seconds
     found = {'median': statistics.median(steady), 'least': min(steady), 'most': max(steady)}
     return {f'first_{name}_seconds': first, f'{name}_seconds': found}
-
-
-def _plain(program: Program) -> Program:
-    """The same program without rematerialisation, to be counted."""
-    model = program.recipe.config.get('model', {})
-    if model.get('remat', 'none') == 'none':
-        return program
-    config = {**program.recipe.config, 'model': {**model, 'remat': 'none'}}
-    return assemble(recipes.build(config), devices=program.mesh.devices.flatten())
 
 
 def _rates(

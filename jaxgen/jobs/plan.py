@@ -72,6 +72,8 @@ def run(
             for name, tree in trees.items()
         },
     }
+    if held := _held(program):
+        record['bytes_per_device'] |= held
     compiled = compile != 'none' and not isinstance(device, topologies.Absent)
     if compiled and topology:
         with uncached():
@@ -88,6 +90,16 @@ def run(
     return record
 
 
+def _held(program: Program) -> dict[str, int]:
+    """What a device keeps of a batch of samples from step to step, where the sampler says so."""
+    sampler, batch = program.recipe.sampler, program.recipe.train.sample_batch
+    if not hasattr(sampler, 'held'):
+        return {}
+    devices = program.mesh.shape['data'] * program.mesh.shape['fsdp']
+    leaves = jax.tree.leaves(sampler.held(batch))
+    return {'sampling cache': sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // devices}
+
+
 def _devices(topology: str) -> list[Any] | None:
     """The devices of a topology, stand-ins where there is no compiler for them; None without one."""
     return topologies.devices(topology, absent=topologies.version() is None) if topology else None
@@ -96,7 +108,7 @@ def _devices(topology: str) -> list[Any] | None:
 def _programs(program: Program, compiled: bool, precision: str, chosen: str) -> dict[str, Any]:
     """What each phase's step costs; on a TPU, or what stands for one, what a batch of samples does too."""
     recipe, arguments = program.recipe, program.abstract_arguments()
-    bare = assemble(_without_recomputing(recipe), list(program.mesh.devices.flat))
+    bare = assemble(recipes.without_recomputing(recipe), list(program.mesh.devices.flat))
     record: dict[str, Any] = {'phases': {}}
     for phase in recipe.objective.phases if chosen != 'sample' else ():
         step, plain = program.steps[phase.name], bare.steps[phase.name]
@@ -111,18 +123,6 @@ def _programs(program: Program, compiled: bool, precision: str, chosen: str) -> 
         )
         record['sample'] = {'images': batch, 'steps': steps, **found}
     return record
-
-
-def _without_recomputing(recipe: Recipe) -> Recipe:
-    """The recipe with a network that computes everything once, as model FLOPs are counted."""
-    network = recipe.networks.get('model')
-    plain = {'remat': 'none', 'attention': 'xla'}
-    found = {key: value for key, value in plain.items() if hasattr(getattr(network, 'module', None), key)}
-    config = {name: dict(section) for name, section in recipe.config.items()}
-    if not found:
-        return recipe
-    config['model'].update(found)
-    return recipes.build(config)
 
 
 def _program(

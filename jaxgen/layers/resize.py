@@ -1,8 +1,9 @@
 """Resizing that equals torch's `interpolate(align_corners=False)`, which jax.image.resize does not.
 
 Bicubic is Keys' kernel (1981) with a = -0.75 without antialiasing and a = -0.5 with it, as torch has them;
-without antialiasing taps beyond the border repeat it, with it the window is cut off and renormalised. Every
-axis is one small matrix made in float64 on the host.
+without antialiasing taps beyond the border repeat it, with it the window is cut off and renormalised. Area is
+the mean of the input pixels that an output pixel touches. Every axis is one small matrix made in float64 on
+the host.
 """
 
 # I input length, O output length
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-METHODS = ('bilinear', 'bicubic')
+METHODS = ('bilinear', 'bicubic', 'area')
 
 
 def resize(
@@ -30,7 +31,11 @@ def resize(
     """
     if method not in METHODS:
         raise ValueError(f'resize method {method!r} is unknown; choose from {METHODS}')
-    make = _antialiased if antialias else _plain
+    if method == 'area' and (antialias or offset):
+        raise ValueError('resize by area has neither antialias nor offset; leave them out')
+    if x.shape[-3:-1] == tuple(size) and not offset:
+        return x
+    make = _area if method == 'area' else _antialiased if antialias else _plain
     rows, columns = (
         make(length, out, method, length / (out + offset)) for length, out in zip(x.shape[-3:-1], size)
     )
@@ -77,3 +82,11 @@ def _antialiased(length: int, out: int, method: str, scale: float) -> np.ndarray
     weight = kernel((pixels + 0.5 - centres[:, None]) / stretch)
     weight = np.where((pixels >= first[:, None]) & (pixels < last[:, None]), weight, 0.0)
     return (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _area(length: int, out: int, method: str, scale: float) -> np.ndarray:
+    """The matrix [O, I] of the mean of all input pixels that an output pixel touches, however little."""
+    first, last = np.arange(out) * length // out, -(np.arange(1, out + 1) * length // -out)
+    pixels = np.arange(length)
+    touched = (pixels >= first[:, None]) & (pixels < last[:, None])
+    return (touched / touched.sum(1, keepdims=True)).astype(np.float32)

@@ -21,12 +21,16 @@ def every_step(step: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One compiled update: which networks it trains, its loss, and on which steps it runs."""
+    """One compiled update: which networks it trains, its loss, and on which steps it runs.
+
+    `settle(params, state)`, where it has one, puts into the updated parameters what the state says of them.
+    """
 
     name: str
     trains: tuple[str, ...]
     loss: Loss
     when: Callable[[int], bool] = every_step
+    settle: Callable[[Any, Any], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +38,12 @@ class Objective:
     """The phases of a step, in order, and `init(key) -> state`.
 
     `held_out` is the loss that is read on held-out examples, where it is not the first phase's; `reads`
-    names the arrays of a batch that the losses read besides the conditioner's.
+    names the arrays of a batch that the losses read besides the conditioner's, `uses` the frozen networks
+    that they run even where what these make of the data is cached.
     """
 
     phases: tuple[Phase, ...]
     init: Callable[[Array], Any] = lambda key: {}
     held_out: Loss | None = None
     reads: tuple[str, ...] = ('image',)
+    uses: tuple[str, ...] = ()

@@ -58,8 +58,9 @@ def make_step(
         norm = optax.tree.norm(gradients)
         healthy, counts = guard.judge(state.progress['phases'][phase.name], metrics['loss'][0], norm)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer[phase.name], trained)
+        params = merged(state.params, optax.apply_updates(trained, updates))
         moved = state.replace(
-            params=merged(state.params, optax.apply_updates(trained, updates)),
+            params=params if phase.settle is None else phase.settle(params, inner),
             optimizer={**state.optimizer, phase.name: optimizer_state},
             state=inner,
         )

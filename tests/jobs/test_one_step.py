@@ -12,7 +12,7 @@ from jaxgen.training import sharding
 
 pytestmark = pytest.mark.usefixtures('split_small')
 BATCH = 8
-NETWORKS = ('dit_folder', 'pixart_sigma', 'lightning_dit')
+NETWORKS = ('dit_folder', 'pixart_sigma', 'lightning_dit', 'var_imagenet')
 MESHES = {
     'data': {'data': 8},
     'fsdp': {'fsdp': 8},
@@ -20,7 +20,11 @@ MESHES = {
     'sequence': {'sequence': 4, 'fsdp': 2},
     'all': {'data': 2, 'tensor': 2, 'sequence': 2},
 }
-ORDINARY = (('dit_folder', 'data'), ('pixart_sigma', 'all'))  # the others take their time
+ORDINARY = (
+    ('dit_folder', 'data'),
+    ('pixart_sigma', 'all'),
+    ('var_imagenet', 'all'),
+)  # the others take their time
 CASES = [
     pytest.param(network, mesh, marks=() if (network, mesh) in ORDINARY else pytest.mark.slow)
     for network in NETWORKS
@@ -35,6 +39,8 @@ def program(network, mesh, **changes):
     config.tokenizer.dtype = 'float32'
     if network == 'dit_folder':
         del config.tokenizer.dtype
+    if 'bottleneck' in config.tokenizer:
+        config.tokenizer.bottleneck.scales = (2, 4)  # twenty tokens, which sequence divides
     # Adam divides by the gradient's size; a floor keeps rounding of what is zero from counting.
     config.optimizer.update(name='adamw', learning_rate=1e-3, warmup=0, clip=1.0, options={'eps': 1e-3})
     config.train.update(batch=BATCH, sample_batch=BATCH)
@@ -49,7 +55,8 @@ def stepped(built, start):
     source = batches(own.source('train'), own.conditioner.arrays, seed=0, batch=BATCH, threads=0)
     with jax.set_mesh(built.mesh):
         batch = sharding.to_global(next(source), built.mesh)
-        state, metrics = built.steps['denoise'](state, frozen, batch, jax.random.key(0), number(0))
+        step = built.steps[own.objective.phases[0].name]
+        state, metrics = step(state, frozen, batch, jax.random.key(0), number(0))
     return float(metrics['loss'][0] / metrics['loss'][1]), state
 
 

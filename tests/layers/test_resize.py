@@ -29,6 +29,15 @@ def test_equals_torch(size, method, antialias):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize('size', [*SIZES, (1, 2)])
+def test_area_equals_torch(size):
+    torch = pytest.importorskip('torch')
+    x = normal('resize', (2, 9, 9, 3))
+    theirs = torch.nn.functional.interpolate(torch.from_numpy(x.transpose(0, 3, 1, 2)), size, mode='area')
+    assert relative_error(resize(x, size, 'area'), theirs.numpy().transpose(0, 2, 3, 1)) < 2e-6
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize('size', SIZES)
 def test_an_offset_equals_torch_given_the_scale(size):
     torch = pytest.importorskip('torch')
@@ -50,6 +59,7 @@ def test_an_offset_equals_torch_given_the_scale(size):
         ('bicubic', False, [0.121094, 2.828125, 10.796875, 23.207031]),
         ('bilinear', True, [0.375, 3.555556, 10.777778, 21.625]),
         ('bicubic', True, [0.158574, 2.977029, 10.886677, 22.27832]),
+        ('area', False, [0.5, 2.5, 12.5, 20.5]),
     ],
 )
 def test_golden(method, antialias, expected):
@@ -63,5 +73,8 @@ def test_same_size_is_the_identity_and_unknown_methods_are_refused():
     for method in ('bilinear', 'bicubic'):
         for antialias in (False, True):
             np.testing.assert_allclose(resize(x, (5, 4), method, antialias=antialias), x, atol=1e-6)
+    np.testing.assert_array_equal(resize(x, (5, 4), 'area'), x)
     with pytest.raises(ValueError, match='nearest'):
         resize(x, (2, 2), 'nearest')
+    with pytest.raises(ValueError, match='neither antialias nor offset'):
+        resize(x, (2, 2), 'area', antialias=True)

@@ -1,0 +1,129 @@
+"""Next-scale prediction: which code is each token of each scale, told the scales before it (VAR, 2404.02905).
+
+Cross-entropy over the tokens of all scales at once, every one counting the same. Scales may join one after
+another, coarse to fine (progressive training): as no token sees a later scale, what is left out changes
+nothing for those before it. Or every step draws its scales, where the network takes any (FlexVAR,
+2502.20313).
+"""
+
+# B batch, N tokens of all scales, V codes
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxgen import keys as random
+from jaxgen.config import Count, Part, Size, Whole
+from jaxgen.objectives import Loss, Objective, Phase
+
+
+def build(
+    networks: Mapping[str, Any],
+    conditioner: Any,
+    tokenizer: Any,
+    smoothing: Part = 0.0,
+    drop: Part = 0.1,
+    joined: Whole = 0,
+    first: Count = 5,
+    rise: Count = 1,
+    schedules: tuple[tuple[Size | tuple[Size, Size], ...], ...] = (),
+) -> Objective:
+    """Train 'model' (and the conditioner's own networks) to predict the tokenizer's codes.
+
+    smoothing: the share of the target that all codes have alike; drop: how often the condition is left out,
+    for guidance. joined: the step from which on all scales count, the first `first` of them from the
+    beginning and the others one by one, each rising to its weight in `rise` steps; 0 is all at once.
+    schedules: other scales than the tokenizer's, for a network that takes any; each step draws one.
+    """
+    begins = _begins(len(tokenizer.scales), joined, first)
+    if joined and schedules:
+        raise ValueError('objective.joined is of one row of scales, and objective.schedules gives several.')
+    if schedules and not hasattr(networks['model'].module, 'at'):
+        raise ValueError("objective.schedules is for networks that take any, such as model.name='flexvar'.")
+    forms = [(networks['model'], tokenizer)]
+    for other in map(tokenizer.at, schedules):
+        module = networks['model'].module.at(other.scales)
+        forms.append((dataclasses.replace(networks['model'], module=module), other))
+
+    def weights(step: Array) -> Array:
+        risen = jnp.clip((step + 1 - begins) / rise, 0.01, 1)
+        return jnp.where(begins == 0, 1, jnp.where(step >= begins, risen, 0))
+
+    loss = predicting(conditioner, forms, smoothing, drop, weights if joined else None, train=True)
+    held_out = predicting(conditioner, forms[:1], 0.0, 0.0, None, train=False, alone=not schedules)
+    phase = Phase('next_scale', ('model', *conditioner.trains), loss)
+    return Objective((phase,), held_out=held_out, reads=tokenizer.reads, uses=tuple(tokenizer.holds))
+
+
+def predicting(
+    conditioner: Any,
+    forms: Sequence[tuple[Any, Any]],
+    smoothing: float,
+    drop: float,
+    weights: Callable[[Array], Array] | None,
+    train: bool,
+    alone: bool = True,
+) -> Loss:
+    """The loss of a network's codes by the scales of one of `forms`, (network, tokenizer), drawn every step.
+
+    `weights(step)` are those of the scales. All scales' errors are told where there is one row of them, and
+    `alone` says so; else the last one's.
+    """
+    alone = alone and len(forms) == 1
+
+    def by(
+        form: tuple[Any, Any], known: Mapping, latents: Array, cond: Any, keys: Array, step: Array
+    ) -> tuple:
+        network, tokenizer = form
+        codes = tokenizer.quantize(known, latents)
+        told, codes = tokenizer.teacher(known, codes), jnp.concatenate(codes, 1)
+        per_layer = network.module.drops(random.fold(keys, 'layers')) if train else None
+        logits, _, _ = network(known['model'], told, None, cond, per_layer=per_layer, train=train)
+        errors = cross_entropy(logits, codes, smoothing)
+        right = (jnp.argmax(logits, -1) == codes).astype(jnp.float32)
+        lengths = np.array([rows * columns for rows, columns in tokenizer.scales])
+        parts = [part.mean(1) for part in jnp.split(errors, np.cumsum(lengths)[:-1], axis=1)]
+        if weights is not None:
+            errors = errors * jnp.repeat(weights(step), lengths, total_repeat_length=lengths.sum())
+        return errors.mean(1), right.mean(1), parts if alone else parts[-1:]
+
+    def loss(params: Mapping, state: Any, frozen: Mapping, batch: Mapping, keys: Array, step: Array) -> tuple:
+        known, tokenizer = {**frozen['networks'], **params}, forms[0][1]
+        latents = tokenizer.encode(known, batch, random.fold(keys, 'encode'))
+        dropped = random.draw(jax.random.uniform, random.fold(keys, 'drop')) < drop
+        cond = conditioner.embed(known, batch, dropped, random.fold(keys, 'embed'))
+        # Shapes are the schedule's, so the whole batch has one, and it follows from the step.
+        chosen = jax.random.randint(jax.random.fold_in(jax.random.key(0), step), (), 0, len(forms))
+        branches = [functools.partial(by, form) for form in forms]
+        errors, right, parts = jax.lax.switch(chosen, branches, known, latents, cond, keys, step)
+        names = [f'{rows}x{columns}' for rows, columns in tokenizer.scales] if alone else ['last']
+        weight = jnp.float32(errors.size)
+        metrics = {f'error_{name}': (part.sum(), weight) for name, part in zip(names, parts, strict=True)}
+        return errors.sum(), weight, state, metrics | {'accuracy': (right.sum(), weight)}
+
+    return loss
+
+
+def cross_entropy(logits_BNV: Array, codes_BN: Array, smoothing: float = 0.0) -> Array:
+    """In nats, [B, N], against the codes and with a share of `smoothing` against all codes alike."""
+    logs = jax.nn.log_softmax(logits_BNV.astype(jnp.float32), axis=-1)
+    errors = -jnp.take_along_axis(logs, codes_BN[..., None], axis=-1)[..., 0]
+    return (1 - smoothing) * errors - smoothing * logs.mean(-1) if smoothing else errors
+
+
+def _begins(count: int, joined: int, first: int) -> Array:
+    """The step at which each scale begins to count."""
+    if not joined:
+        return jnp.zeros(count)
+    if first >= count:
+        raise ValueError(
+            f'objective.first is {first} of {count} scales, and objective.joined {joined}: nothing is left '
+            'to join; set first lower, or joined=0.'
+        )
+    return jnp.asarray(np.maximum(0, np.arange(count) - first + 1) * (joined / (count - first)))

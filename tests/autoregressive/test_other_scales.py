@@ -1,0 +1,93 @@
+"""A network that takes any scales: it draws by others, at other sizes, and is trained by several."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden.seeded import normal
+
+from jaxgen.autoregressive import sampler
+from jaxgen.autoregressive.orders import next_scale
+from jaxgen.conditioning import labels
+from jaxgen.conditioning.request import Request
+from jaxgen.models import flexvar, var
+from jaxgen.objectives import next_scale as objective
+from jaxgen.recipe import Network
+from jaxgen.tokenizers import vqgan
+from jaxgen.tokenizers.bottlenecks import vq
+
+SIZES = {'codes': 16, 'channels': 4, 'classes': 3, 'depth': 2, 'hidden': 32, 'heads': 2}
+COND = {'label': jnp.array([0, 2]), 'drop': jnp.zeros(2, bool)}
+
+
+@pytest.fixture(scope='module')
+def parts():
+    tokenizer = vqgan.build(8, vq.build(16, 4, (1, 2, 4)), widths=(8, 16), blocks=1, groups=4, attention=())
+    network = flexvar.build(scales=tokenizer.scales, side=8, gate=0.5, drop_path=0.0, **SIZES)
+    params = jax.jit(network.init)(jax.random.key(0), *network.blank(None, None, COND))['params']
+    return tokenizer, Network(network), {'model': params, **tokenizer.init(jax.random.key(1))}
+
+
+def request():
+    null = {**COND, 'drop': jnp.ones(2, bool)}
+    return Request(COND, null, jax.random.split(jax.random.key(2), 2))
+
+
+def test_scales_are_stretched():
+    square = ((1, 1), (2, 2), (4, 4), (8, 8))
+    assert sampler.stretched(square, (16, 16)) == ((1, 1), (4, 4), (8, 8), (16, 16))
+    assert sampler.stretched(square, (8, 12)) == ((1, 1), (2, 3), (4, 6), (8, 12))
+    assert sampler.stretched(square, (2, 2)) == ((1, 1), (2, 2))
+    assert sampler.stretched(((8, 8),), (8, 12)) == ((8, 12),)
+
+
+@pytest.mark.parametrize('way', ['another size', 'other scales'])
+def test_it_draws_by_other_scales(parts, way):
+    tokenizer, network, params = parts
+    given = {} if way == 'another size' else {'schedule': (1, 3, 4)}
+    made = sampler.build({'model': network}, tokenizer, next_scale.build({}), **given)
+    shape = (6, 4, 4) if way == 'another size' else (4, 4, 4)
+    expected = ((1, 1), (3, 2), (6, 4)) if way == 'another size' else ((1, 1), (3, 3), (4, 4))
+    made = made.at(shape)
+    assert made.tokenizer.scales == expected
+    latents, codes, logits = jax.jit(made.decode)(params, request(), made.knobs(guidance=2))
+    assert latents.shape == (2, *shape) and np.isfinite(latents).all()
+    assert [part.shape for part in codes] == [(2, rows * columns) for rows, columns in expected]
+    bare = sampler.build({'model': network}, tokenizer, next_scale.build({}, cache=False), **given).at(shape)
+    whole = jax.jit(bare.decode)(params, request(), made.knobs(guidance=2))[2]
+    np.testing.assert_allclose(jnp.concatenate(logits, 1), jnp.concatenate(whole, 1), atol=1e-5)
+
+
+def test_every_step_draws_its_scales(parts):
+    tokenizer, network, params = parts
+    several = objective.build(
+        {'model': network}, labels.build(3), tokenizer, drop=0.0, schedules=((1, 4), (1, 3, 4))
+    )
+    batch = {'image': np.uint8(40 * normal('picture', (2, 8, 8, 3)) + 127), 'label': COND['label']}
+    keys, frozen = jax.random.split(jax.random.key(0), 2), {'networks': params}
+
+    def loss(step):
+        own = {'model': params['model']}
+        total, _, _, metrics = several.phases[0].loss(own, {}, frozen, batch, keys, step)
+        return total, metrics
+
+    totals, metrics = zip(*map(jax.jit(loss), jnp.arange(12)))
+    assert len({round(float(total), 4) for total in totals}) == 3
+    assert set(metrics[0]) == {'accuracy', 'error_last'}
+    alone = []
+    for scales in ((1, 2, 4), (1, 4), (1, 3, 4)):
+        other = tokenizer.at(scales)
+        one = Network(network.module.at(other.scales))
+        made = objective.build({'model': one}, labels.build(3), other, drop=0.0)
+        own = {'model': params['model']}
+        alone.append(float(made.phases[0].loss(own, {}, frozen, batch, keys, 0)[0]))
+    assert {round(float(total), 3) for total in totals} == {round(total, 3) for total in alone}
+
+
+def test_what_takes_no_other_scales_is_refused(parts):
+    tokenizer = parts[0]
+    networks = {'model': Network(var.build(scales=tokenizer.scales, **SIZES))}
+    with pytest.raises(ValueError, match='sampler.schedule is for networks that take any'):
+        sampler.build(networks, tokenizer, next_scale.build({}), schedule=(1, 4))
+    with pytest.raises(ValueError, match='objective.schedules is for networks that take any'):
+        objective.build(networks, labels.build(3), tokenizer, schedules=((1, 4),))
