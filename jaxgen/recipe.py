@@ -189,7 +189,7 @@ def build(config: Mapping[str, Any]) -> Recipe:
             module = importlib.import_module(f'jaxgen.diffusion.{section}')
             known[section] = call(module.build, config[section], known, section)
     known['learned_variance'] = getattr(known.get('prediction'), 'learned_variance', False)
-    known['networks'] = networks = _networks(config, known)
+    known['networks'] = networks = _Networks(_networks(config, known))
     objective = part('objective', config, known)
     for phase in objective.phases:
         for name in phase.trains:
@@ -347,6 +347,16 @@ def _sources(config: Mapping[str, Any], cache: sources.Cache) -> Callable[[str],
     ):
         check(build, {k: v for k, v in settings.items() if k != 'name'}, section)
     return sources.opener(config, cache, lambda section: part('data', {'data': section}, {}))
+
+
+class _Networks(dict[str, Network]):
+    """Networks by name; a part that needs one which is not there is refused."""
+
+    def __missing__(self, name: str) -> Network:
+        raise ValueError(
+            f"a part needs the network '{name}', which the config does not have; it has "
+            f'{", ".join(self) or "none"}.'
+        )
 
 
 def _networks(config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Network]:

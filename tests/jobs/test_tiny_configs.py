@@ -115,7 +115,8 @@ def check_planning(built, workdir):
     assert written['devices'] == 2 and written['bytes_per_device']['parameters'] > 0
     if hasattr(built.sampler, 'held'):
         kept = jax.tree.leaves(built.sampler.held(built.train.sample_batch))
-        assert written['bytes_per_device']['sampling cache'] == sum(4 * leaf.size for leaf in kept) // 2 > 0
+        size = sum(leaf.dtype.itemsize * leaf.size for leaf in kept)
+        assert written['bytes_per_device']['sampling cache'] == size // 2 > 0
     for phase in built.objective.phases:
         trained = sum(counts[name] for name in phase.trains)
         assert written['phases'][phase.name]['flops_per_step'] > 3 * 2 * trained

@@ -25,7 +25,7 @@ def build(eta: float = 0.0) -> Solver:
         x = alpha_next * estimate.data + sigma_next * estimate.noise
         if eta:
             kept = sigma**2 - (sigma_next * alpha / alpha_next) ** 2
-            fresh = eta * sigma_next / sigma * jnp.sqrt(jnp.maximum(kept, 0))
+            fresh = float(eta) * sigma_next / sigma * jnp.sqrt(jnp.maximum(kept, 0))
             direction = jnp.sqrt(jnp.maximum(sigma_next**2 - fresh**2, 0))
             noise = random.draw(jax.random.normal, keys, x.shape[1:]).astype(x.dtype)
             x = alpha_next * estimate.data + direction * estimate.noise + fresh * noise
