@@ -95,10 +95,10 @@ def build(
     likeliest codes, or from as many as make up such a share; 0 is all of them. schedule: other scales than
     the tokenizer's, for a network that takes any.
     """
-    if 'codes' not in getattr(tokenizer, 'provides', {}) or not hasattr(networks['model'].module, 'cache'):
+    if 'codes' not in getattr(tokenizer, 'provides', {}):
         raise ValueError(
             "sampler 'autoregressive' is of codes; it wants tokenizer.name='vqgan' with a bottleneck "
-            "that has some, and a network of them such as model.name='var'."
+            'that has some.'
         )
     defaults = {'guidance': guidance, 'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
     sampler = AutoregressiveSampler(networks['model'], tokenizer, order, defaults | dict(order.knobs))

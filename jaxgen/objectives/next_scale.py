@@ -41,10 +41,10 @@ def build(
     beginning and the others one by one, each rising to its weight in `rise` steps; 0 is all at once.
     schedules: other scales than the tokenizer's, for a network that takes any; each step draws one.
     """
-    if 'codes' not in getattr(tokenizer, 'provides', {}) or not hasattr(networks['model'].module, 'cache'):
+    if 'codes' not in getattr(tokenizer, 'provides', {}):
         raise ValueError(
             "objective 'next_scale' is of codes; it wants tokenizer.name='vqgan' with a bottleneck "
-            "that has some, and a network of them such as model.name='var'."
+            'that has some.'
         )
     begins = _begins(len(tokenizer.scales), joined, first)
     if joined and schedules:
