@@ -2,15 +2,17 @@
 
 For: next-scale prediction from nothing, on the codes of `configs/vq_shapes.py`, which is trained first, into
 runs/vq_shapes (or --config.networks.tokenizer.init_from=RUN). 32 labels: a colour and a shape.
+'code' is CoDe (arXiv:2411.17787): a tenth of its size, a refiner learns beside it once it is trained, into
+runs/var_shapes, and draws all scales but the first `sampler.order.drafted`.
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ('', 'tiny')
+VARIANTS = ('', 'code', 'tiny')
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    """'' is for two CPU cores, 'tiny' its seconds-long miniature on codes of random weights."""
+    """'' and 'code' are for two CPU cores, 'tiny' is a seconds-long miniature on codes of random weights."""
     config = ConfigDict()
     config.data = dict(name='shapes', resolution=32, examples=20_000, objects=(1, 1))
     config.held_out = dict(split='test')
@@ -48,6 +50,13 @@ def get_config(variant: str = '') -> ConfigDict:
     config.train = dict(
         steps=2000, batch=64, log_every=100, held_out_every=500, sample_every=500, save_every=500
     )
+    if variant == 'code':
+        config.networks.model = dict(init_from='runs/var_shapes')
+        config.networks.refiner = dict(
+            module=dict(name='var', depth=3, hidden=64, heads=2, gate=0.1, drop_path=0.0, scan=False)
+        )
+        config.objective.network = 'refiner'
+        config.sampler.order.update(refiner='refiner', drafted=2)
     if variant == 'tiny':
         config.networks = dict()
         config.data.examples = 64

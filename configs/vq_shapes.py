@@ -2,7 +2,9 @@
 
 For: the codes that next-scale models of shapes learn; as VAR's, residual over 1, 2, 4 and 8 a side, with a
 codebook of running averages that begins with k-means and whose unused codes begin anew. 'flex' is of scales
-that do not build on each other, as FlexVAR's.
+that do not build on each other, as FlexVAR's. 'fsq' and 'bsq' have one scale of 64 tokens and codebooks that
+are not learned: 1,000 codes of four levels, 2^18 codes of bits. 'kl' has no codes but Gaussian latents, for
+GIVT.
 Expect: on held-out pictures, read from the averages, with a schedule of 3,000 steps:
 
     step    500   1000
@@ -15,11 +17,11 @@ then; in half of the pictures shapes are still too soft to be read (by metrics/a
 
 from ml_collections import ConfigDict
 
-VARIANTS = ('', 'flex', 'tiny')
+VARIANTS = ('', 'flex', 'fsq', 'bsq', 'kl', 'tiny')
 
 
 def get_config(variant: str = '') -> ConfigDict:
-    """'' and 'flex' are for two CPU cores, 'tiny' is its seconds-long miniature, with a discriminator."""
+    """All but 'tiny' are for two CPU cores, 'tiny' is its seconds-long miniature, with a discriminator."""
     config = ConfigDict()
     config.data = dict(name='shapes', resolution=32, examples=20_000, objects=(1, 2))
     config.held_out = dict(split='test')
@@ -43,23 +45,44 @@ def get_config(variant: str = '') -> ConfigDict:
             k_means=True,
         ),
     )
-    config.conditioner = dict(name='labels')
-    config.objective = dict(name='reconstruction', absolute=0.5, square=1.0, perceptual=0.0)
-    config.optimizer = dict(name='adamw', learning_rate=1e-3, schedule='cosine', warmup=100)
+    config.networks = dict(features=dict(module=dict(name='jaxgen.encoders.shapes_classifier')))
+    config.conditioner = dict(name='pictures')
+    config.objective = dict(name='reconstruction', absolute=5.0, square=10.0, perceptual=0.0)
+    config.sampler = dict(name='reconstruction')
+    config.metric = dict(name='reconstruction')
+    config.optimizer = dict(
+        name='muon',
+        learning_rate=2e-3,
+        schedule='cosine',
+        warmup=100,
+        options=dict(consistent_rms=0.2),
+        matrices=('(encoder|decoder|discriminator)/.*kernel',),
+    )
     config.ema = dict(decay=0.99)
     config.mesh = dict(data=-1)
-    config.train = dict(steps=6000, batch=32, log_every=100, held_out_every=500, save_every=500)
+    config.train = dict(
+        steps=2500, batch=32, log_every=100, held_out_every=500, sample_every=500, save_every=500
+    )
     if variant == 'flex':
         config.tokenizer.bottleneck.update(name='vq', scales=(1, 2, 3, 4, 6, 8))
+    if variant == 'fsq':
+        config.tokenizer.bottleneck = dict(name='fsq', levels=(8, 5, 5, 5))
+    if variant == 'bsq':
+        config.tokenizer.bottleneck = dict(name='bsq', channels=18)
+    if variant == 'kl':
+        config.tokenizer.bottleneck = dict(name='kl', channels=8, weight=0.03)
     if variant == 'tiny':
         config.data.examples = 64
         config.data.test_examples = 32
         config.tokenizer.update(widths=(8, 8), groups=4)
         config.tokenizer.bottleneck.update(codes=32, channels=4, restart=2, start=1)
         config.objective.update(adversarial=0.1, start=1, r1=1.0, lecam=0.1)
-        config.networks = dict(
-            discriminator=dict(module=dict(name='patch_discriminator', width=8, depth=1, groups=4), ema=False)
+        config.networks.discriminator = dict(
+            module=dict(name='patch_discriminator', width=8, depth=1, groups=4), ema=False
         )
         config.optimizer.warmup = 1
-        config.train.update(steps=3, batch=8, log_every=1, held_out_every=3, held_out_batches=1, save_every=2)
+        config.train.update(
+            steps=3, batch=8, log_every=1, held_out_every=3, held_out_batches=1, sample_every=3, save_every=2
+        )
+        config.metric.prompts = 8
     return config

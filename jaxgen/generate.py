@@ -142,6 +142,14 @@ def draw_step(
     return draw
 
 
+def labelled(recipe: Recipe, examples: Sequence[Example]) -> dict[str, list]:
+    """What a grid of pictures of examples shows with each: a caption, and what it is an answer to, if seen."""
+    conditioner = recipe.conditioner
+    captions = [conditioner.describe(example) for example in examples]
+    beside = [conditioner.shown(example) for example in examples] if hasattr(conditioner, 'shown') else []
+    return {'captions': captions, 'beside': beside}
+
+
 def kept(params: Mapping[str, Any], precision: str) -> dict[str, Any]:
     """Networks, the model's parameters as they are kept while it draws; those given are used up."""
     if precision == precisions.EXACT:

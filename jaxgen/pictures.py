@@ -17,11 +17,15 @@ def grid(
     captions: Sequence[str] = (),
     columns: int | None = None,
     marks: Sequence[bool] = (),
+    beside: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
     """One uint8 picture of all images, small ones enlarged without smoothing, captions under them.
 
-    marks: a green or red frame around each image, right or wrong.
+    marks: a green or red frame around each image, right or wrong. beside: pictures of the same height, one to
+    the left of each.
     """
+    if len(beside):
+        images = [np.concatenate(pair, axis=1) for pair in zip(beside, images, strict=True)]
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     height, width = images[0].shape[:2]
     zoom = max(1, LEAST_SIDE // min(height, width))

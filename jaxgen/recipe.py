@@ -167,7 +167,11 @@ def build(config: Mapping[str, Any]) -> Recipe:
     settings = {key: config['data'][key] for key in sources.KEYS if key in config['data']}
     cache = call(sources.Cache, settings, {}, 'data')
     source = _sources(config, cache)
-    known = {'resolution': config['data']['resolution'], 'data_name': config['data'].get('name')}
+    known = {
+        'resolution': config['data']['resolution'],
+        'data_name': config['data'].get('name'),
+        'source': source,
+    }
     tokenizer = part('tokenizer', config, known)
     if cache.cache:
         tokenizer = dataclasses.replace(tokenizer, reads=tuple(tokenizer.prepared))

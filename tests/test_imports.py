@@ -14,11 +14,11 @@ ROOT = Path(jaxgen.__file__).parent
 # Ground floor first. Rooms on one floor do not import each other.
 FLOORS = (
     ('uncached',),
-    ('artifact', 'config', 'estimate', 'keys', 'pictures', 'kernels', 'processes'),
+    ('artifact', 'config', 'estimate', 'images', 'keys', 'kernels', 'pictures', 'processes'),
     ('layers',),
     ('models', 'tokenizers', 'encoders'),
     ('weights', 'conditioning'),
-    ('diffusion', 'autoregressive'),
+    ('diffusion', 'autoregressive', 'reconstruction'),
     ('objectives', 'adapters', 'quantize'),
     ('data',),
     ('metrics',),

@@ -13,12 +13,12 @@ from jaxgen.conditioning.request import Request
 from jaxgen.config import Positive, Share, Size, Whole
 
 Scale = Size | tuple[Size, Size]
-WHOLE = ('top_k', 'smooth', 'steps')  # the knobs that count
+WHOLE = ('top_k', 'smooth', 'steps', 'guided')  # the knobs that count
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoregressiveSampler:
-    """A network over codes, their tokenizer, an order to decode them in, and the defaults of the knobs."""
+    """A network over tokens, their tokenizer, an order to decode them in, and the defaults of the knobs."""
 
     network: Any
     tokenizer: Any
@@ -75,7 +75,7 @@ class AutoregressiveSampler:
     def decode(
         self, params: Mapping[str, Any], request: Request, knobs: Mapping[str, Array]
     ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
-        """Latents, and by turns the codes chosen and the logits that they were chosen by."""
+        """Latents, and by turns the tokens chosen and what the network said of them."""
         return self.order.decode(self.network, self.tokenizer, params, request, knobs)
 
 
@@ -95,11 +95,7 @@ def build(
     likeliest codes, or from as many as make up such a share; 0 is all of them. schedule: other scales than
     the tokenizer's, for a network that takes any.
     """
-    if 'codes' not in getattr(tokenizer, 'provides', {}):
-        raise ValueError(
-            "sampler 'autoregressive' is of codes; it wants tokenizer.name='vqgan' with a bottleneck "
-            'that has some.'
-        )
+    order.fits(networks['model'], tokenizer)
     defaults = {'guidance': guidance, 'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
     sampler = AutoregressiveSampler(networks['model'], tokenizer, order, defaults | dict(order.knobs))
     sampler.knobs()  # refuses defaults that make no sense

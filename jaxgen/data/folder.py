@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from jaxgen.config import Part, Share, Side
-from jaxgen.data import images
+from jaxgen import images
 from jaxgen.data.source import Description, Example, check_resolution, check_split, default_data_dir
 
 log = logging.getLogger('jaxgen')

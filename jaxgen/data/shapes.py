@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxgen.config import Count, Seed, Side, Size
-from jaxgen.data import images
+from jaxgen import images
 from jaxgen.data.shapes_scene import LABEL_NAMES, PLACES
 from jaxgen.data.source import Description, Example, check_resolution, check_split, default_data_dir
 

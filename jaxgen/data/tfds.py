@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxgen.config import Side
-from jaxgen.data import images
+from jaxgen import images
 from jaxgen.data.source import Description, Example, check_resolution
 
 _RANDOM_ACCESS = ('array_record', 'parquet')

@@ -9,7 +9,7 @@ from etils import epath
 from tqdm import tqdm
 
 from jaxgen import pictures
-from jaxgen.generate import kept, make_generator
+from jaxgen.generate import kept, labelled, make_generator
 from jaxgen.jobs.sample import parse_knobs, with_earlier
 from jaxgen.program import Program, assemble, check_params, load_params
 from jaxgen.quantize import precision as precisions
@@ -80,9 +80,10 @@ def run(
         'grid': _free_name(workdir),
     }
     if jax.process_index() == 0:
-        captions = [recipe.conditioner.describe(example) for example in examples[:SHOWN]]
-        marks = [metric.judge(image, example) for image, example in zip(images[:SHOWN], examples)]
-        pictures.save(workdir / record['grid'], pictures.grid(images[:SHOWN], captions, marks=marks))
+        labels, judge = labelled(recipe, examples[:SHOWN]), getattr(metric, 'judge', None)
+        if judge is not None:
+            labels['marks'] = [judge(image, example) for image, example in zip(images[:SHOWN], examples)]
+        pictures.save(workdir / record['grid'], pictures.grid(images[:SHOWN], **labels))
         write_json(workdir / 'evaluate.json', with_earlier(workdir / 'evaluate.json', record))
         log.info('%s', ', '.join(f'{name} {value:.3f}' for name, value in values.items()))
     return record

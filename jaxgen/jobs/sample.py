@@ -15,12 +15,12 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from jaxgen import images as files
 from jaxgen import pictures
-from jaxgen.data import images as files
 from jaxgen.executables import FOLDER
 from jaxgen.features import NAME as TEXT
 from jaxgen.features import Features, ahead
-from jaxgen.generate import Canvas, drawn_size, kept, make_generator
+from jaxgen.generate import Canvas, drawn_size, kept, labelled, make_generator
 from jaxgen.program import Program, assemble, check_params, check_published, is_run, load_params, origin
 from jaxgen.quantize import precision as precisions
 from jaxgen.recipe import Recipe
@@ -195,7 +195,8 @@ def run(
     if jax.process_index() == 0:
         for file, image in zip(record['files'], images):
             pictures.save(workdir / file, image)
-        pictures.save(workdir / record['grid'], pictures.grid(images[:GRID], captions[:GRID]))
+        labels = labelled(recipe, examples[:GRID])
+        pictures.save(workdir / record['grid'], pictures.grid(images[:GRID], **labels))
         write_json(workdir / 'sample.json', with_earlier(workdir / 'sample.json', record))
         log.info(
             '%d pictures in %s, together in %s.', len(images), workdir / 'samples', workdir / record['grid']
@@ -305,17 +306,9 @@ def _canvas(size: tuple[int, int], init: str, mask: str, start: float | None) ->
         raise ValueError(f'start is {start}; it is the share of the noise to begin with, in (0, 1].')
     if not mask and start in (None, 1):
         raise ValueError('nothing of --init would be kept; give --mask, or --start below 1.')
-    image = _picture(init, size)
-    painted = None if not mask else _picture(mask, size).mean(-1) > 127
+    image = files.read(init, size)
+    painted = None if not mask else files.read(mask, size).mean(-1) > 127
     return Canvas(image, painted, np.float32(1 if start is None else start))
-
-
-def _picture(path: str, size: tuple[int, int]) -> np.ndarray:
-    try:
-        image = files.decode(epath.Path(path).expanduser().read_bytes())
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f'the picture {path} cannot be read: {error}.') from None
-    return files.crop(files.fit(image, size), size)
 
 
 def _next_number(folder: epath.Path) -> int:

@@ -21,7 +21,7 @@ from jaxgen.data.contents import contents
 from jaxgen.data.pipeline import batches
 from jaxgen.features import NAME as TEXT
 from jaxgen.features import NULL
-from jaxgen.generate import make_generator
+from jaxgen.generate import labelled, make_generator
 from jaxgen.jobs.cache import check_weights
 from jaxgen.processes import current
 from jaxgen.program import Program, assemble, check_sources, number, sampling_params, updates_before
@@ -306,7 +306,7 @@ class Loop:
                     state.params, state.ema, state.state, self.frozen, batch, key, number(index)
                 )
             sums = add(sums, 'held_out', metrics)
-        found = means(sums)
+        found = dict(program.recipe.objective.told(means(sums)))
         self.telemetry.scalars(done, found)
         return found
 
@@ -322,8 +322,7 @@ class Loop:
             recipe.sampler.knobs(),
             negatives,
         )
-        captions = [recipe.conditioner.describe(example) for example in examples]
-        picture = pictures.grid(images, captions)
+        picture = pictures.grid(images, **labelled(recipe, examples))
         if jax.process_index() == 0:
             try:
                 pictures.save(self._picture(done), picture)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.layers.linear import Linear
+from jaxgen.layers.linear import Initializer, Linear
 
 SINUSOIDS = 256
 
@@ -65,11 +65,12 @@ class LabelEmbedding(nn.Module):
 
     classes: int
     features: int
+    table_init: Initializer = nn.initializers.normal(0.02)
 
     @nn.compact
     def __call__(self, label_B: jax.Array, drop_B: jax.Array) -> jax.Array:
         shape = (self.classes + 1, self.features)
-        table = self.param('table', nn.initializers.normal(0.02), shape)
+        table = self.param('table', self.table_init, shape)
         # Out of range gives NaN, which is seen; clipping would train on the null row unnoticed.
         return jnp.take(table, jnp.where(drop_B, self.classes, label_B), axis=0, mode='fill')
 

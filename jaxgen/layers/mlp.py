@@ -29,14 +29,15 @@ class Mlp(nn.Module):
     features: int
     gelu: str = 'tanh'
     kernel_init: Initializer = xavier
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         if self.gelu not in GELUS:
             raise ValueError(f'gelu is {self.gelu!r}; choose from {tuple(GELUS)}')
-        hidden = Linear(self.hidden, kernel_init=self.kernel_init, name='up')(x_BLD)
-        hidden = checkpoint_name(hidden, 'mlp_hidden')
-        return Linear(self.features, kernel_init=self.kernel_init, name='down')(GELUS[self.gelu](hidden))
+        options = {'use_bias': self.use_bias, 'kernel_init': self.kernel_init}
+        hidden = checkpoint_name(Linear(self.hidden, name='up', **options)(x_BLD), 'mlp_hidden')
+        return Linear(self.features, name='down', **options)(GELUS[self.gelu](hidden))
 
 
 class SwiGlu(nn.Module):
@@ -46,6 +47,7 @@ class SwiGlu(nn.Module):
     features: int
     use_bias: bool = False
     kernel_init: Initializer = xavier  # of the gate and the projection beside it
+    out_init: Initializer = xavier
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
@@ -54,4 +56,5 @@ class SwiGlu(nn.Module):
             for name in ('gate', 'up')
         )
         gate, up = checkpoint_name(gate, 'mlp_hidden'), checkpoint_name(up, 'mlp_hidden')
-        return Linear(self.features, use_bias=self.use_bias, name='down')(jax.nn.silu(gate) * up)
+        out = Linear(self.features, use_bias=self.use_bias, kernel_init=self.out_init, name='down')
+        return out(jax.nn.silu(gate) * up)

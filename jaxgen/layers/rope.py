@@ -5,7 +5,7 @@ key depends on their distance alone. The axial 2-D form gives the first half of 
 and the second half to the column. Angles are made in float64 on the host and used in float32.
 """
 
-# B batch, L tokens, H heads, K width of a head
+# B batch, L tokens, N tokens of all scales, H heads, K width of a head
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,21 @@ def rope_1d(positions: np.ndarray, width: int, base: float = 10000.0) -> np.ndar
 
 def rope_2d(grid: tuple[int, int], width: int, base: float = 10000.0) -> np.ndarray:
     """Angles [rows x columns, width / 2] of a grid in reading order."""
+    return rope_scales((grid,), width, base)
+
+
+def rope_scales(scales: tuple[tuple[int, int], ...], width: int, base: float = 10000.0) -> np.ndarray:
+    """Angles [N, width / 2] of grids over one picture: each cell's where its middle is in the last grid."""
     if width % 4:
         raise ValueError(f'axial rotary embedding needs a width that 4 divides, not {width}')
-    rows, columns = grid
-    by_row = np.repeat(rope_1d(np.arange(rows), width // 2, base), columns, axis=0)
-    by_column = np.tile(rope_1d(np.arange(columns), width // 2, base), (rows, 1))
-    return np.concatenate([by_row, by_column], axis=1)
+    angles = []
+    for rows, columns in scales:
+        by_row, by_column = (
+            rope_1d((np.arange(cells) + 0.5) * (finest / cells) - 0.5, width // 2, base)
+            for cells, finest in zip((rows, columns), scales[-1])
+        )
+        angles.append(np.concatenate([np.repeat(by_row, columns, axis=0), np.tile(by_column, (rows, 1))], 1))
+    return np.concatenate(angles)
 
 
 def rotate(x_BLHK: jax.Array, angles: jax.Array) -> jax.Array:

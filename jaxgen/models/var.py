@@ -47,22 +47,26 @@ def offsets(scales: tuple[tuple[int, int], ...]) -> list[int]:
     return [0, *itertools.accumulate(rows * columns for rows, columns in scales)]
 
 
-def _normal(deviation: float) -> Initializer:
+def normal(deviation: float) -> Initializer:
+    """Of the initial parameters everywhere."""
     return nn.initializers.normal(deviation)
 
 
-def _by_part(deviation: float, width: int, gate: float) -> Initializer:
-    """Normal, with the factors of two gates, two scales and two shifts along the output."""
-    factors = np.repeat([gate] * 2 + [REST] * 4, width).astype(np.float32)
+def by_part(deviation: float, width: int, factors: tuple[float, ...]) -> Initializer:
+    """Normal, with a factor for each of the gates, scales and shifts along the output."""
+    repeated = np.repeat(factors, width).astype(np.float32)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        return deviation * factors * jax.random.normal(key, shape, dtype)
+        return deviation * repeated * jax.random.normal(key, shape, dtype)
 
     return init
 
 
 class ScaleAttention(nn.Module):
-    """Attention over the scales so far, the first `held` tokens of which have keys and values in `cache`."""
+    """Attention over the scales so far, the first `held` tokens of which have keys and values in `cache`.
+
+    Or inside each scale alone, of so many tokens as `inside` says.
+    """
 
     heads: int
     unit_norm: bool
@@ -70,11 +74,12 @@ class ScaleAttention(nn.Module):
     deviation: float
     out_deviation: float
     implementation: str | None = None
+    inside: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x_BMD: jax.Array, mask: jax.Array | None, cache: Any) -> jax.Array:
         width = x_BMD.shape[-1]
-        heads, init = head_shape(self.heads, width), _normal(self.deviation)
+        heads, init = head_shape(self.heads, width), normal(self.deviation)
         q = Linear(heads, kernel_init=init, name='query')(x_BMD)
         k = Linear(heads, kernel_init=init, use_bias=False, name='key')(x_BMD)
         v = Linear(heads, kernel_init=init, name='value')(x_BMD)
@@ -93,8 +98,14 @@ class ScaleAttention(nn.Module):
                 jnp.concatenate([cache[name][:, : self.held], new], axis=1)
                 for name, new in (('key', k), ('value', v))
             )
-        y = attention(q, k, v, mask, implementation=self.implementation)
-        return Linear(width, merge=2, kernel_init=_normal(self.out_deviation), name='out')(y)
+        if self.inside:
+            ends = np.cumsum(self.inside)[:-1]
+            scales = zip(*(jnp.split(each, ends, axis=1) for each in (q, k, v)))
+            parts = [attention(*scale, implementation=self.implementation) for scale in scales]
+            y = jnp.concatenate(parts, axis=1)
+        else:
+            y = attention(q, k, v, mask, implementation=self.implementation)
+        return Linear(width, merge=2, kernel_init=normal(self.out_deviation), name='out')(y)
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -123,17 +134,18 @@ class VARBlock(nn.Module):
     def setup(self) -> None:
         deviation = math.sqrt(1 / 3 / self.width)
         out_deviation = deviation / math.sqrt(2 * self.depth)
+        factors = (*[self.gate] * 2, *[REST] * 4)
         if self.shared:
-            init = _by_part(self.width**-0.5, self.width, self.gate)
+            init = by_part(self.width**-0.5, self.width, factors)
             self.modulation = self.param('modulation', init, (6 * self.width,))
         else:
-            init = _by_part(deviation, self.width, self.gate)
+            init = by_part(deviation, self.width, factors)
             self.modulation = Linear(6 * self.width, kernel_init=init)
         self.attention_norm, self.mlp_norm = layer_norm(affine=False), layer_norm(affine=False)
         self.attention = ScaleAttention(
             self.heads, self.unit_norm, self.held, deviation, out_deviation, self.implementation
         )
-        self.mlp = Mlp(4 * self.width, self.width, kernel_init=_normal(deviation))
+        self.mlp = Mlp(4 * self.width, self.width, kernel_init=normal(deviation))
 
     def prepare(self, c_BD: jax.Array, mask: jax.Array | None) -> list[jax.Array]:
         """Gates, scales and shifts of both halves."""
@@ -187,6 +199,9 @@ class VAR(nn.Module):
     scan: bool | int
     remat: str
 
+    branches = 2  # what of a layer may be left out in training
+    sites = {'key': 'attention/key', 'value': 'attention/value'}  # where a layer tells what it keeps
+
     def blank(self, x: Any, t: Any, cond: dict[str, jax.Array]) -> tuple[jax.Array, None, Any]:
         """What the network is initialised with."""
         ends = offsets(self.scales)
@@ -202,14 +217,39 @@ class VAR(nn.Module):
         if not self.drop_path:
             return {}
         kept = 1 - np.linspace(0, self.drop_path, self.depth, dtype=np.float32)[:, None, None]
-        chance = jnp.moveaxis(random.draw(jax.random.uniform, keys_B, (self.depth, 2)), 1, 0)
+        shape = (self.depth, self.branches)
+        chance = jnp.moveaxis(random.draw(jax.random.uniform, keys_B, shape), 1, 0)
         return {'branches': (chance < kept) / kept}
 
     def places(self, levels: np.ndarray) -> jax.Array:
         """What says where a token is, [N, D], of the scales that tokens are of."""
-        init = _normal(math.sqrt(1 / 3 / self.width))
+        init = normal(math.sqrt(1 / 3 / self.width))
         position = self.param('position', init, (len(levels), self.width))
         return position + self.param('level', init, (len(self.scales), self.width))[levels]
+
+    def block(self, held: int, lengths: tuple[int, ...]) -> nn.Module:
+        """A layer for scales of these lengths, where so many tokens before them are in memory."""
+        return VARBlock(
+            self.width,
+            self.depth,
+            self.heads,
+            self.unit_norm,
+            self.shared,
+            self.gate,
+            held,
+            self.attention,
+            parent=None,
+        )
+
+    def mask(self, levels: np.ndarray) -> jax.Array | None:
+        """Which tokens of these levels see which, where all scales are there at once."""
+        return jnp.asarray(levels[None, :, None] >= levels[None, None, :])
+
+    def remembered(self, memory: Any, new: Any, held: int) -> Any:
+        """The memory with what the layers keep of the tokens after the first `held`."""
+        return {
+            name: jax.lax.dynamic_update_slice_in_dim(memory[name], new[name], held, axis=2) for name in new
+        }
 
     @nn.compact
     def __call__(
@@ -235,53 +275,41 @@ class VAR(nn.Module):
 
         c_BD = shared_BD = condition(label_BD, self.dtype)
         if self.shared:
-            kernel_init = _normal(deviation)
+            kernel_init = normal(deviation)
             shared_BD = Linear(6 * self.width, kernel_init=kernel_init, name='modulation')(c_BD)
-        mask = levels[None, start:stop, None] >= levels[None, None, start:stop] if t is None else None
-        block = VARBlock(
-            self.width,
-            self.depth,
-            self.heads,
-            self.unit_norm,
-            self.shared,
-            self.gate,
-            start,
-            self.attention,
-            parent=None,
-        )
-        stack = Stack((Segment(block, self.depth),), self.scan, self.remat, name='blocks')
-        sites = {name: f'*.attention/{name}' for name in memory or ()}
+        lengths = tuple(int(count) for count in np.bincount(levels[start:stop]) if count)
+        segment = Segment(self.block(start, lengths), self.depth)
+        stack = Stack((segment,), self.scan, self.remat, name='blocks')
+        sites = {name: f'*.{self.sites[name]}' for name in memory or ()}
         x_BMD, features, _ = stack(
             x_BMD,
             shared_BD,
-            None if mask is None else jnp.asarray(mask),
+            self.mask(levels[start:stop]) if t is None else None,
             per_layer={**(per_layer or {}), **((memory or {}) if start else {})},
             capture=(*capture, *sites.values()),
             train=train,
         )
         if memory is not None:
-            memory = {
-                name: jax.lax.dynamic_update_slice_in_dim(memory[name], features.pop(site), start, axis=2)
-                for name, site in sites.items()
-            }
+            new = {name: features.pop(site) for name, site in sites.items()}
+            memory = self.remembered(memory, new, start)
         return self._logits(x_BMD, c_BD, deviation), features, memory
 
     def _tokens(self, x_BMC: Any, label_BD: jax.Array, t: int | None, deviation: float) -> jax.Array:
         """What goes in: the class at the places of the first scale, at the others what they are told."""
         parts = []
         if not t:
-            first = self.param('start', _normal(deviation), (math.prod(self.scales[0]), self.width))
+            first = self.param('start', normal(deviation), (math.prod(self.scales[0]), self.width))
             parts.append(label_BD[:, None] + first)
         if t != 0 and x_BMC.shape[1]:
-            told = Linear(self.width, kernel_init=_normal(deviation), name='told')
+            told = Linear(self.width, kernel_init=normal(deviation), name='told')
             parts.append(told(x_BMC.astype(jnp.float32)))
         return jnp.concatenate(parts, axis=1)
 
     def _logits(self, x_BMD: jax.Array, c_BD: jax.Array, deviation: float) -> jax.Array:
-        linear = Linear(2 * self.width, kernel_init=_normal(REST * deviation), name='final')
+        linear = Linear(2 * self.width, kernel_init=normal(REST * deviation), name='final')
         scale, shift = modulation(linear, c_BD, 2)
         h = modulate(layer_norm(affine=False)(x_BMD), shift, scale).astype(x_BMD.dtype)
-        logits = Linear(self.codes, kernel_init=_normal(0.02 * deviation), name='head')(h)
+        logits = Linear(self.codes, kernel_init=normal(0.02 * deviation), name='head')(h)
         return constrain(logits).astype(jnp.float32)
 
 

@@ -39,7 +39,8 @@ class Objective:
 
     `held_out` is the loss that is read on held-out examples, where it is not the first phase's; `reads`
     names the arrays of a batch that the losses read besides the conditioner's, `uses` the frozen networks
-    that they run even where what these make of the data is cached.
+    that they run even where what these make of the data is cached. `told` makes numbers of the means of
+    held-out metrics where some of these are arrays.
     """
 
     phases: tuple[Phase, ...]
@@ -47,3 +48,4 @@ class Objective:
     held_out: Loss | None = None
     reads: tuple[str, ...] = ('image',)
     uses: tuple[str, ...] = ()
+    told: Callable[[Mapping[str, Any]], Mapping[str, float]] = dict

@@ -6,7 +6,7 @@ nothing for those before it. Or every step draws its scales, where the network t
 2502.20313).
 """
 
-# B batch, N tokens of all scales, V codes
+# B batch
 
 import dataclasses
 import functools
@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen import keys as random
+from jaxgen.autoregressive.alphabet import cross_entropy
 from jaxgen.config import Count, Part, Size, Whole
 from jaxgen.objectives import Loss, Objective, Phase
 
@@ -33,13 +34,15 @@ def build(
     first: Count = 5,
     rise: Count = 1,
     schedules: tuple[tuple[Size | tuple[Size, Size], ...], ...] = (),
+    network: str = 'model',
 ) -> Objective:
-    """Train 'model' (and the conditioner's own networks) to predict the tokenizer's codes.
+    """Train a network (and the conditioner's own) to predict the tokenizer's codes.
 
     smoothing: the share of the target that all codes have alike; drop: how often the condition is left out,
     for guidance. joined: the step from which on all scales count, the first `first` of them from the
     beginning and the others one by one, each rising to its weight in `rise` steps; 0 is all at once.
-    schedules: other scales than the tokenizer's, for a network that takes any; each step draws one.
+    schedules: other scales than the tokenizer's, for a network that takes any; each step draws one. network:
+    which one trains, such as a refiner beside a model that is trained already.
     """
     if 'codes' not in getattr(tokenizer, 'provides', {}):
         raise ValueError(
@@ -49,24 +52,25 @@ def build(
     begins = _begins(len(tokenizer.scales), joined, first)
     if joined and schedules:
         raise ValueError('objective.joined is of one row of scales, and objective.schedules gives several.')
-    if schedules and not hasattr(networks['model'].module, 'at'):
+    if schedules and not hasattr(networks[network].module, 'at'):
         raise ValueError("objective.schedules is for networks that take any, such as model.name='flexvar'.")
-    forms = [(networks['model'], tokenizer)]
+    forms = [(networks[network], tokenizer)]
     for other in map(tokenizer.at, schedules):
-        module = networks['model'].module.at(other.scales)
-        forms.append((dataclasses.replace(networks['model'], module=module), other))
+        module = networks[network].module.at(other.scales)
+        forms.append((dataclasses.replace(networks[network], module=module), other))
 
     def weights(step: Array) -> Array:
         risen = jnp.clip((step + 1 - begins) / rise, 0.01, 1)
         return jnp.where(begins == 0, 1, jnp.where(step >= begins, risen, 0))
 
-    loss = predicting(conditioner, forms, smoothing, drop, weights if joined else None, train=True)
-    held_out = predicting(conditioner, forms[:1], 0.0, 0.0, None, train=False, alone=not schedules)
-    phase = Phase('next_scale', ('model', *conditioner.trains), loss)
+    loss = predicting(network, conditioner, forms, smoothing, drop, weights if joined else None, train=True)
+    held_out = predicting(network, conditioner, forms[:1], 0.0, 0.0, None, train=False, alone=not schedules)
+    phase = Phase('next_scale', (network, *conditioner.trains), loss)
     return Objective((phase,), held_out=held_out, reads=tokenizer.reads, uses=tuple(tokenizer.holds))
 
 
 def predicting(
+    name: str,
     conditioner: Any,
     forms: Sequence[tuple[Any, Any]],
     smoothing: float,
@@ -75,7 +79,7 @@ def predicting(
     train: bool,
     alone: bool = True,
 ) -> Loss:
-    """The loss of a network's codes by the scales of one of `forms`, (network, tokenizer), drawn every step.
+    """The loss of the network `name` by the scales of one of its `forms`, (network, tokenizer), drawn a step.
 
     `weights(step)` are those of the scales. All scales' errors are told where there is one row of them, and
     `alone` says so; else the last one's.
@@ -89,7 +93,7 @@ def predicting(
         codes = tokenizer.quantize(known, latents)
         told, codes = tokenizer.teacher(known, codes), jnp.concatenate(codes, 1)
         per_layer = network.module.drops(random.fold(keys, 'layers')) if train else None
-        logits, _, _ = network(known['model'], told, None, cond, per_layer=per_layer, train=train)
+        logits, _, _ = network(known[name], told, None, cond, per_layer=per_layer, train=train)
         errors = cross_entropy(logits, codes, smoothing)
         right = (jnp.argmax(logits, -1) == codes).astype(jnp.float32)
         lengths = np.array([rows * columns for rows, columns in tokenizer.scales])
@@ -113,13 +117,6 @@ def predicting(
         return errors.sum(), weight, state, metrics | {'accuracy': (right.sum(), weight)}
 
     return loss
-
-
-def cross_entropy(logits_BNV: Array, codes_BN: Array, smoothing: float = 0.0) -> Array:
-    """In nats, [B, N], against the codes and with a share of `smoothing` against all codes alike."""
-    logs = jax.nn.log_softmax(logits_BNV.astype(jnp.float32), axis=-1)
-    errors = -jnp.take_along_axis(logs, codes_BN[..., None], axis=-1)[..., 0]
-    return (1 - smoothing) * errors - smoothing * logs.mean(-1) if smoothing else errors
 
 
 def _begins(count: int, joined: int, first: int) -> Array:

@@ -4,7 +4,8 @@ Absolute and squared errors of pixels; LPIPS where its published weights are giv
 the hinge loss, weighed so that its gradient at the decoder's last layer is as long as that of the rest. The
 discriminator may be held by R1 (Mescheder et al., 1801.04406) or by LeCam's anchors (Tseng et al.,
 2104.03310). What the bottleneck costs is added; what its codebook learns without gradients lies in the
-objective's state.
+objective's state. On held-out pictures the Fréchet distance of reconstructions is told too, in what a network
+'features' makes of them.
 """
 
 import logging
@@ -18,11 +19,12 @@ from jax import Array, lax
 from jaxgen.config import NonNegative, Whole
 from jaxgen.layers.resize import resize
 from jaxgen.objectives import Objective, Phase
-from jaxgen.objectives.fidelity import psnr, ssim
+from jaxgen.objectives.fidelity import frechet, moments, psnr, ssim
 
 log = logging.getLogger('jaxgen')
 ANCHOR = 0.99  # decay of LeCam's running means
 STRONGEST = 1e4  # of the adaptive weight
+MOMENTS = ('_mean', '_products')
 
 
 def build(
@@ -40,7 +42,8 @@ def build(
     """Train the tokenizer and, where `adversarial` is above 0, a network 'discriminator' against it.
 
     absolute, square, perceptual: how much each error counts; the last needs a network 'lpips' with weights.
-    adversarial: how much the discriminator counts from step `start` on, times the adaptive weight.
+    adversarial: how much the discriminator counts from step `start` on, times the adaptive weight. A network
+    'features', pictures to (anything, features [B, D]), is for the Fréchet distance.
     """
     if not hasattr(tokenizer, 'forward'):
         raise ValueError("objective 'reconstruction' trains a tokenizer, and this one has nothing to train.")
@@ -76,7 +79,10 @@ def build(
         pictures, found, _ = tokenizer.forward(known, images, state['tokenizer'], keys)
         errors, metrics = judge(known, pictures, images)
         loss = errors + found.loss
-        return loss.sum(), jnp.float32(loss.size), state, _means(metrics | found.metrics)
+        metrics = _means(metrics | found.metrics)
+        if 'features' in networks:
+            metrics |= _moments(networks['features'], known['features'], images, pictures[-1])
+        return loss.sum(), jnp.float32(loss.size), state, metrics
 
     def discriminator(
         params: Mapping, state: Any, frozen: Mapping, batch: Mapping, keys: Array, step: Array
@@ -95,7 +101,7 @@ def build(
     phases = [Phase('autoencoder', tokenizer.trains, autoencoder, settle=settle)]
     if adversarial:
         phases.append(Phase('discriminator', ('discriminator',), discriminator, lambda step: step >= start))
-    return Objective(tuple(phases), init, held_out)
+    return Objective(tuple(phases), init, held_out, told=_told)
 
 
 class Judge:
@@ -199,6 +205,27 @@ def _perceptual(networks: Mapping[str, Any], weight: float) -> float:
         )
         return 0.0
     return weight
+
+
+def _moments(network: Any, params: Any, images: Array, pictures: Array) -> dict[str, tuple[Array, Array]]:
+    """Moments of the features of images and of their reconstructions, by '<which>_<moment>'."""
+    found = {}
+    for which, shown in (('original', images), ('made', jnp.clip(pictures, -1, 1))):
+        of = moments(network(params, shown)[1])
+        found |= {f'{which}_{name}': pair for name, pair in of.items()}
+    return found
+
+
+def _told(means: Mapping[str, Any]) -> dict[str, Any]:
+    """Means of metrics with the moments as what they come to, the Fréchet distance."""
+    told = {name: value for name, value in means.items() if not name.endswith(MOMENTS)}
+    if len(told) == len(means):
+        return told
+    sides = (
+        {name: means[f'held_out/{which}_{name}'] for name in ('mean', 'products')}
+        for which in ('original', 'made')
+    )
+    return told | {'held_out/frechet': frechet(*sides)}
 
 
 def _pixels(batch: Mapping[str, Array]) -> Array:

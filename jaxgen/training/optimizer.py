@@ -3,8 +3,8 @@
 Weight decay is decoupled (Loshchilov & Hutter 2019, arXiv:1711.05101): a step subtracts learning rate x
 decay x parameter, and leaves biases, norms and embeddings out; an optimizer that brings its own decay keeps
 it. Muon (Jordan et al. 2024) makes the momentum of hidden matrices orthogonal by Newton-Schulz iterations; a
-stack's layer axis is a batch of matrices to it, and everything outside of the stack, and all that is no
-matrix, is trained by its Adam.
+stack's layer axis is a batch of matrices to it, a convolution's kernel one matrix of its taps and channels by
+its outputs; what is not named a matrix, by default everything outside of the stack, is trained by its Adam.
 """
 
 import difflib
@@ -172,10 +172,10 @@ def _muon_dimensions(matrices: tuple[str, ...]) -> Callable[[Any], Any]:
     """Dimension numbers for the kernels that are matrices, None for those that Adam takes."""
 
     def numbers(path: str, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        layers = 1 if re.search(r'(^|/)stack/\d+/', path) else 0
-        if leaf.ndim != layers + 2 or not _found(matrices, path):
+        axes = leaf.ndim - (1 if re.search(r'(^|/)stack/\d+/', path) else 0)
+        if axes not in (2, 4) or not _found(matrices, path):
             return None
-        return optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+        return optax.contrib.MuonDimensionNumbers(tuple(range(-axes, -1)), -1)
 
     def dimensions(params: Any) -> Any:
         tree = _mask(params, numbers)

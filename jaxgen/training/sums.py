@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def add(sums: Mapping[str, Any], phase: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,7 +19,8 @@ def add(sums: Mapping[str, Any], phase: str, metrics: Mapping[str, Any]) -> dict
     }
 
 
-def means(sums: Mapping[str, Any]) -> dict[str, float]:
-    """What they come to; what has no weight is left out."""
+def means(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """What they come to, numbers and arrays; what has no weight is left out."""
     fetched = jax.device_get(sums)
-    return {name: float(total / weight) for name, (total, weight) in fetched.items() if weight > 0}
+    found = {name: total / weight for name, (total, weight) in fetched.items() if weight > 0}
+    return {name: mean if np.ndim(mean) else float(mean) for name, mean in found.items()}

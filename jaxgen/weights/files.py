@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxgen.weights import hub, pickled, safetensors
+from jaxgen.weights import hub, npz, pickled, safetensors
 
 AVERAGED = ('ema', 'state_dict_ema', 'ema_state_dict', 'model_ema', 'ema_model', 'params_ema')
 CURRENT = ('state_dict', 'model', 'module', 'model_state_dict', 'params', 'net', 'weights')
 NESTED = 3  # a dictionary of weights lies this deep at most
-PREFIXES = ('module.', '_orig_mod.')  # of torch's wrappers, when all names have them
+PREFIXES = ('module.', '_orig_mod.', 'params/')  # of torch's wrappers and flax, when all names have them
 INDEX = '.index.json'
-SUFFIXES = ('.safetensors', '.bin', '.pth', '.pt', '.ckpt')
+SUFFIXES = ('.safetensors', '.bin', '.pth', '.pt', '.ckpt', '.npz')
 POINTER = b'version https://git-lfs'
 PIECE, PROBE, STRIDE = 2**20, 2**12, 2**24  # bytes of a file's ends and in between, and how far apart
 
@@ -141,11 +141,11 @@ def _read(file: pathlib.Path, part: str = '') -> tuple[dict[str, np.ndarray], st
             raise ValueError(f'{file} is a pointer of Git LFS, not the file; fetch it with `git lfs pull`.')
     if file.suffix not in SUFFIXES:
         raise ValueError(f'{file} is not of a kind that can be read: {", ".join(SUFFIXES)}, {INDEX}.')
-    if file.suffix != '.safetensors':
+    if file.suffix not in ('.safetensors', '.npz'):
         return _dictionary(file, pickled.read(file), part)
     if part:
         raise ValueError(f'{file} is one dictionary of arrays; it has no #{part}.')
-    return safetensors.read(file), ''
+    return (npz if file.suffix == '.npz' else safetensors).read(file), ''
 
 
 def _indexed(file: pathlib.Path) -> dict[str, np.ndarray]:

@@ -12,7 +12,8 @@ from jaxgen.training import sharding
 
 pytestmark = pytest.mark.usefixtures('split_small')
 BATCH = 8
-NETWORKS = ('dit_folder', 'pixart_sigma', 'lightning_dit', 'var_imagenet')
+NETWORKS = ('dit_folder', 'pixart_sigma', 'lightning_dit', 'var_imagenet', 'maskgit_imagenet')
+NETWORKS += ('mvar_imagenet', 'givt_imagenet', 'ar_imagenet')
 MESHES = {
     'data': {'data': 8},
     'fsdp': {'fsdp': 8},
@@ -24,6 +25,10 @@ ORDINARY = (
     ('dit_folder', 'data'),
     ('pixart_sigma', 'all'),
     ('var_imagenet', 'all'),
+    ('maskgit_imagenet', 'all'),
+    ('mvar_imagenet', 'all'),
+    ('givt_imagenet', 'all'),
+    ('ar_imagenet', 'all'),
 )  # the others take their time
 CASES = [
     pytest.param(network, mesh, marks=() if (network, mesh) in ORDINARY else pytest.mark.slow)
@@ -39,7 +44,7 @@ def program(network, mesh, **changes):
     config.tokenizer.dtype = 'float32'
     if network == 'dit_folder':
         del config.tokenizer.dtype
-    if 'bottleneck' in config.tokenizer:
+    if 'scales' in config.tokenizer.get('bottleneck', {}):
         config.tokenizer.bottleneck.scales = (2, 4)  # twenty tokens, which sequence divides
     # Adam divides by the gradient's size; a floor keeps rounding of what is zero from counting.
     config.optimizer.update(name='adamw', learning_rate=1e-3, warmup=0, clip=1.0, options={'eps': 1e-3})

@@ -45,6 +45,15 @@ def asked(built, **knobs):
     return knobs, ','.join(f'{name}={value}' for name, value in knobs.items())
 
 
+def prompt_of(built, workdir):
+    """An example as a user would ask for it: a class number, a caption, or a picture's file."""
+    example = built.source('train')[0]
+    if not hasattr(built.conditioner, 'shown'):
+        return built.conditioner.describe(example).removeprefix('class ')
+    Image.fromarray(example['image']).save(workdir / 'asked.png')
+    return str(workdir / 'asked.png')
+
+
 def lines(workdir):
     """The run's metrics without what a clock says."""
     records = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
@@ -88,12 +97,12 @@ def check_resuming_changes_nothing(built, workdir, record, interrupted):
 
 
 def check_sampling(built, workdir):
-    prompt = built.conditioner.describe(built.source('train')[0]).removeprefix('class ')
+    prompt = prompt_of(built, workdir)
     wanted, knobs = asked(built, steps=1, guidance=2.5)
     record = sample.run(built, workdir, prompt=[prompt], seed=5, count=PICTURES, knobs=knobs)
     written, resolution = read(workdir / 'sample.json'), built.config['data']['resolution']
     assert written['checkpoint'] == 3 and written['seeds'] == [5, 6, 7]
-    assert wanted['guidance'] == 2.5 and wanted.items() <= written['knobs'].items()
+    assert wanted.items() <= written['knobs'].items() and set(written['knobs']) == set(built.sampler.knobs())
     assert written['prompts'] == record['prompts'] and prompt in written['prompts'][0]
     assert len(written['files']) == PICTURES
     images = []
@@ -101,7 +110,7 @@ def check_sampling(built, workdir):
         with Image.open(workdir / file) as picture:
             assert picture.format == 'PNG' and picture.size == (resolution, resolution)
             images.append(np.asarray(picture))
-    assert (images[0] != images[1]).any()
+    assert (images[0] != images[1]).any() == bool(written['knobs'])  # what has no knobs draws nothing anew
     assert (workdir / written['grid']).exists()
 
 
@@ -126,7 +135,7 @@ def check_evaluating(built, workdir):
     record = evaluate.run(built, workdir, knobs=asked(built, steps=1)[1])
     written = read(workdir / 'evaluate.json')
     assert written['metrics'] == record['metrics'] and written['checkpoint'] == 3
-    assert all(0 <= value <= 1 for value in written['metrics'].values())
+    assert all(0 <= value <= (100 if name == 'psnr' else 1) for name, value in written['metrics'].items())
     assert written['images'] == len(built.metric.examples())
     assert (workdir / written['grid']).exists()
 

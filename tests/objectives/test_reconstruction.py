@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy
 from configurations import configuration
 from golden.seeded import normal
 
@@ -13,11 +14,12 @@ from jaxgen import recipe
 from jaxgen.data.pipeline import batches
 from jaxgen.jobs import train
 from jaxgen.objectives import reconstruction
-from jaxgen.objectives.fidelity import psnr, ssim
+from jaxgen.objectives.fidelity import frechet, moments, psnr, ssim
 from jaxgen.objectives.reconstruction import Critic, Judge
 from jaxgen.program import assemble, number
 from jaxgen.training import sharding
 from jaxgen.training.checkpoint import Checkpoints
+from jaxgen.training.sums import add, means
 
 
 def test_psnr_and_ssim():
@@ -37,6 +39,22 @@ def test_psnr_and_ssim():
             values.append(top / ((of_a**2 + of_b**2 + 1e-4) * (v_a + v_b + 9e-4)))
     np.testing.assert_allclose(ssim(jnp.float32(x), jnp.float32(y)), [np.mean(values)], rtol=1e-4)
     assert ssim(jnp.float32(x), jnp.float32(x)) == pytest.approx(1, abs=1e-6)
+
+
+def test_frechet_distance():
+    """Of all features, and of batches of them, by the matrix square root."""
+    one, other = (1 + scale * normal(name, (50, 6)) for name, scale in (('one', 1.0), ('other', 0.5)))
+    covariances = [np.cov(features, rowvar=False, bias=True) for features in (one, other)]
+    common = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(sum(covariances) - 2 * common)
+    sums = {}
+    for rows in (slice(0, 20), slice(20, 50)):
+        sides = {'a': moments(jnp.float32(one[rows])), 'b': moments(jnp.float32(other[rows]))}
+        sums = add(sums, 'x', {f'{side}_{name}': pair for side in 'ab' for name, pair in sides[side].items()})
+    found = means(sums)
+    sides = [{name: found[f'x/{side}_{name}'] for name in ('mean', 'products')} for side in 'ab']
+    assert frechet(*sides) == pytest.approx(expected, rel=1e-4)
+    assert frechet(sides[0], sides[0]) == pytest.approx(0, abs=1e-6)
 
 
 def linear(params, x):
@@ -94,9 +112,9 @@ def test_smaller_pictures_are_held_to_the_smaller_image():
 
 def tiny(steps, **changes):
     config = configuration('vq_shapes')
-    config.train.update(steps=steps, save_every=steps, held_out_every=0, log_every=1)
+    config.train.update(steps=steps, save_every=steps, held_out_every=steps, log_every=1)
     for section, settings in changes.items():
-        config[section].update(settings)
+        config[section] = settings if 'name' in settings else {**config[section].to_dict(), **settings}
     return recipe.build(config)
 
 
@@ -104,6 +122,7 @@ def test_both_phases_train_and_the_codebook_is_what_its_state_says(tmp_path, mon
     monkeypatch.setenv('JAXGEN_DATA_DIR', str(tmp_path / 'data'))
     whole = train.run(tiny(4), tmp_path / 'whole')
     assert {'autoencoder/psnr', 'autoencoder/usage', 'discriminator/slope'} <= set(whole['metrics'])
+    assert whole['metrics']['held_out/frechet'] > 0
     program = assemble(tiny(4))
     with Checkpoints(tmp_path / 'whole' / 'checkpoints', read_only=True) as checkpoints:
         trained = checkpoints.restore(None, program.abstract.trees())
@@ -124,7 +143,7 @@ def test_steps_on_eight_devices_are_those_of_one(tmp_path, monkeypatch):
     ends = []
     for count in (1, 8):
         # Adam divides by the gradient's size; a floor keeps rounding of what is zero from counting.
-        built = tiny(4, optimizer={'options': {'eps': 1e-3}})
+        built = tiny(4, optimizer={'name': 'adamw', 'learning_rate': 1e-3, 'options': {'eps': 1e-3}})
         program = assemble(built, jax.devices()[:count])
         state, frozen = program.fresh(), program.frozen()
         source = batches(built.source('train'), built.conditioner.arrays, seed=0, batch=8, threads=0)

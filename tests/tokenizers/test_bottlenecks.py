@@ -138,12 +138,15 @@ def test_ibq_is_its_definition():
     np.testing.assert_allclose(common, entropy(p.mean(0)), rtol=1e-4)
 
 
-def test_ibq_splits_its_codebook_over_a_mesh():
+@pytest.mark.parametrize(
+    ('codes', 'channels'), [(4096, 8), pytest.param(2**18, 256, marks=pytest.mark.slow, id='as published')]
+)
+def test_ibq_splits_its_codebook_over_a_mesh(codes, channels):
     """As on one device, and nowhere is the whole codebook."""
-    codes, made = 4096, ibq.build(4096, 8)
+    made = ibq.build(codes, channels)
     mesh = sharding.make_mesh({'data': 2, 'tensor': 4})
-    z, keys = jnp.asarray(normal('z', (4, 2, 2, 8))), split_examples(jax.random.key(0), jnp.arange(4))
-    params = {'codebook': {'table': jnp.asarray(normal('table', (codes, 8)))}}
+    z, keys = jnp.asarray(normal('z', (4, 2, 2, channels))), split_examples(jax.random.key(0), jnp.arange(4))
+    params = {'codebook': {'table': jnp.asarray(normal('table', (codes, channels)))}}
 
     def cost(params, z):
         found = run(made, '__call__', z, ((2, 2),), keys, params=params)
@@ -154,14 +157,14 @@ def test_ibq_splits_its_codebook_over_a_mesh():
     rules = (('codebook/table$', ('tensor', None)),)
     placed = jax.device_put(params, sharding.place(params, rules, mesh))
     split = jax.device_put(z, sharding.batch_sharding(mesh))
-    assert placed['codebook']['table'].addressable_shards[0].data.shape == (codes // 4, 8)
+    assert placed['codebook']['table'].addressable_shards[0].data.shape == (codes // 4, channels)
     with jax.set_mesh(mesh):
         (value, chosen), slopes = step(placed, split)
         program = step.lower(placed, split).compile().as_text()
     np.testing.assert_array_equal(chosen, wanted)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), slopes, expected_slopes)
-    assert f'f32[{codes // 4},8]' in program and f'f32[{codes},8]' not in program
+    assert f'f32[{codes // 4},{channels}]' in program and f'f32[{codes},{channels}]' not in program
 
 
 def test_kl_is_the_divergence_of_gaussians():

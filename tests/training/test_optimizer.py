@@ -114,6 +114,16 @@ def test_muon_makes_each_layer_orthogonal_and_leaves_the_rest_to_adam():
     tree_close(update['stack']['0']['mlp']['bias'], expected['stack']['0']['mlp']['bias'], 1e-5)
 
 
+def test_muon_takes_a_convolution_as_one_matrix():
+    keys = jax.random.split(jax.random.key(0))
+    params, grads = ({'decoder': {'kernel': jax.random.normal(key, (3, 3, 4, 8))}} for key in keys)
+    muon, _ = optimizer.build('muon', 1.0, clip=0.0, matrices=('decoder/.*kernel',))
+    matrices = jax.tree.map(lambda leaf: leaf.reshape(36, 8), (params, grads))
+    expected = one_update(optimizer.build('muon', 1.0, clip=0.0, matrices=('decoder',))[0], *matrices)
+    update = one_update(muon, params, grads)['decoder']['kernel'].reshape(36, 8)
+    np.testing.assert_allclose(update, expected['decoder']['kernel'], rtol=1e-5, atol=1e-6)
+
+
 def test_muon_without_a_matrix_is_refused():
     muon, _ = optimizer.build('muon')
     with pytest.raises(ValueError, match='muon found no matrix'):

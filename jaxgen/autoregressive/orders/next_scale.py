@@ -10,7 +10,6 @@ at once what the larger one drafted (CoDe, arXiv:2411.17787).
 
 import dataclasses
 import functools
-import math
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -21,13 +20,10 @@ from jax import Array
 
 from jaxgen import keys as random
 from jaxgen.autoregressive import choose
-from jaxgen.autoregressive.orders import Knobs, twice
+from jaxgen.autoregressive.orders import Knobs, kept, twice
 from jaxgen.conditioning.request import Request
 from jaxgen.config import NonNegative, Positive, Whole
-from jaxgen.layers.resize import resize
 
-# Scales of so few tokens stay as they are where a mask keeps anything, as published.
-FEW = 3
 # Of the published smoother drawing: the temperature of the mixture, its fall over the scales, its least.
 WARMTH, FALL, LEAST = 0.27, 0.95, 0.005
 
@@ -43,6 +39,14 @@ class NextScale:
     knobs: Mapping[str, float]
     refiner: tuple[str, Any] | None = None
     drafted: int = 0
+
+    def fits(self, network: Any, tokenizer: Any) -> None:
+        """Refuse a tokenizer without codes."""
+        if 'codes' not in getattr(tokenizer, 'provides', {}):
+            raise ValueError(
+                "sampler.order 'next_scale' is of codes; it wants tokenizer.name='vqgan' with a bottleneck "
+                'that has some.'
+            )
 
     def check(self, knobs: Mapping[str, float]) -> None:
         """Refuse knobs that make no sense."""
@@ -125,14 +129,8 @@ def _forced(
     """By scale which tokens are not to be drawn, and the codes of what is there."""
     if request.init is None:
         return None
-    count, keep = len(tokenizer.scales), []
-    first = jnp.ceil((1 - jnp.asarray(request.start, jnp.float32)) * count - 1e-4)
-    for k, scale in enumerate(tokenizer.scales):
-        kept = jnp.zeros((1, math.prod(scale)), bool)
-        if request.mask is not None:
-            kept = resize(1 - request.mask, scale, 'bilinear').reshape(len(request.mask), -1) > 0.5
-            kept = kept | (math.prod(scale) <= FEW)
-        keep.append(kept | (k < first))
+    first = jnp.ceil((1 - jnp.asarray(request.start, jnp.float32)) * len(tokenizer.scales) - 1e-4)
+    keep = [each | (k < first) for k, each in enumerate(kept(tokenizer.scales, request.mask))]
     return keep, tokenizer.quantize(params, request.init)
 
 

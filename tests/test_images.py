@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen.data import images
+from jaxgen import images
 
 
 def encoded(image: Image.Image, kind: str = 'png', **options) -> bytes:

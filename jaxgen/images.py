@@ -7,6 +7,7 @@ is an upright RGB picture on white.
 import io
 
 import numpy as np
+from etils import epath
 from PIL import Image, ImageOps
 
 
@@ -14,6 +15,15 @@ def decode(data: bytes) -> Image.Image:
     """An encoded picture (JPEG, PNG, WebP ...) as an upright RGB one."""
     with Image.open(io.BytesIO(data)) as image:
         return to_rgb(ImageOps.exif_transpose(image))
+
+
+def read(path: str, size: int | tuple[int, int]) -> np.ndarray:
+    """The middle of a file's picture, cut to a size; one that cannot be read is a ValueError that says so."""
+    try:
+        image = decode(epath.Path(path).expanduser().read_bytes())
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f'the picture {path} cannot be read: {error}.') from None
+    return crop(fit(image, size), size)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

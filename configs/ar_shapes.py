@@ -1,0 +1,85 @@
+"""A small LlamaGen (arXiv:2406.06525) learns to draw shapes, code after code, on a laptop's CPU.
+
+For: the plain baseline, a language model over the codes of `configs/vq_shapes.py`, which is trained first,
+into runs/vq_shapes (or --config.networks.tokenizer.init_from=RUN). 32 labels: a colour and a shape; 'text'
+is of one or two objects by captions, read by a text network that trains with it.
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = ('', 'text', 'tiny')
+
+
+def get_config(variant: str = '') -> ConfigDict:
+    """'' and 'text' are for two CPU cores, 'tiny' is a seconds-long miniature on codes of random weights."""
+    config = ConfigDict()
+    config.data = dict(name='shapes', resolution=32, examples=20_000, objects=(1, 1))
+    config.held_out = dict(split='test')
+    config.tokenizer = dict(
+        name='vqgan',
+        widths=(64, 128),
+        blocks=1,
+        groups=16,
+        attention=(),
+        middle_attention=False,
+        fold=2,
+        bottleneck=dict(
+            name='residual',
+            codes=1024,
+            channels=16,
+            scales=(1, 2, 4, 8),
+            update='averages',
+            decay=0.97,
+            restart=50,
+            start=200,
+            k_means=True,
+        ),
+    )
+    config.networks = dict(tokenizer=dict(init_from='runs/vq_shapes'))
+    config.conditioner = dict(name='labels')
+    config.model = dict(
+        name='llamagen',
+        depth=6,
+        hidden=128,
+        heads=4,
+        ff=384,
+        open_prefix=True,
+        dropout=0.0,
+        token_dropout=0.0,
+        scan=False,
+    )
+    config.objective = dict(name='next_token', drop=0.1)
+    config.sampler = dict(name='autoregressive', order=dict(name='raster'), guidance=2.0)
+    config.metric = dict(name='labels')
+    config.optimizer = dict(
+        name='muon', learning_rate=2e-3, schedule='cosine', warmup=50, options=dict(consistent_rms=0.5)
+    )
+    config.ema = dict(decay=0.98)
+    config.mesh = dict(data=-1)
+    config.train = dict(
+        steps=2000, batch=64, log_every=100, held_out_every=500, sample_every=500, save_every=500
+    )
+    if variant == 'text':
+        config.data.objects = (1, 2)
+        config.conditioner = dict(name='captions', length=28, width=128, depth=2, heads=4)
+        config.metric.name = 'alignment'
+    if variant == 'tiny':
+        config.networks = dict()
+        config.data.examples = 64
+        config.data.test_examples = 32
+        config.tokenizer.update(widths=(8, 8), groups=4)
+        config.tokenizer.bottleneck.update(codes=32, channels=4, restart=2, start=1)
+        config.model.update(depth=2, hidden=32, heads=2, ff=64, dropout=0.1, token_dropout=0.1)
+        config.metric.prompts = 8
+        config.optimizer.warmup = 1
+        config.train.update(
+            steps=3,
+            batch=8,
+            sample_batch=8,
+            log_every=1,
+            held_out_every=3,
+            held_out_batches=1,
+            sample_every=3,
+            save_every=2,
+        )
+    return config
