@@ -13,7 +13,7 @@ VARIANTS = ('', 'text', 'tiny')
 def get_config(variant: str = '') -> ConfigDict:
     """'' and 'text' are for two CPU cores, 'tiny' is a seconds-long miniature on codes of random weights."""
     config = ConfigDict()
-    config.data = dict(name='shapes', resolution=32, examples=20_000, objects=(1, 1))
+    config.data = dict(name='shapes', resolution=32, examples=100_000, objects=(1, 1))
     config.held_out = dict(split='test')
     config.tokenizer = dict(
         name='vqgan',
@@ -57,7 +57,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.ema = dict(decay=0.98)
     config.mesh = dict(data=-1)
     config.train = dict(
-        steps=2000, batch=64, log_every=100, held_out_every=500, sample_every=500, save_every=500
+        steps=2500, batch=64, log_every=100, held_out_every=500, sample_every=500, save_every=500
     )
     if variant == 'text':
         config.data.objects = (1, 2)

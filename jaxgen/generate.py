@@ -143,7 +143,7 @@ def draw_step(
 
 
 def labelled(recipe: Recipe, examples: Sequence[Example]) -> dict[str, list]:
-    """What a grid of pictures of examples shows with each: a caption, and what it is an answer to, if seen."""
+    """What a grid of pictures shows with each: a caption, and what it is an answer to, if that is seen."""
     conditioner = recipe.conditioner
     captions = [conditioner.describe(example) for example in examples]
     beside = [conditioner.shown(example) for example in examples] if hasattr(conditioner, 'shown') else []

@@ -71,8 +71,8 @@ flags.DEFINE_integer('checkpoint', None, 'sample, evaluate: the step to load; de
 flags.DEFINE_string('init', '', 'sample: a picture to start from or to paint in.')
 flags.DEFINE_string('mask', '', 'sample: white where --init is painted over, black where it stays.')
 flags.DEFINE_float('start', None, 'sample: the share of the noise to begin with over --init; 1 is all of it.')
-flags.DEFINE_string('size', '', 'sample: HEIGHTxWIDTH in pixels; default the square of the recipe.')
-flags.DEFINE_bool('exact', False, 'sample: draw --size itself, not the nearest published bucket, cut to it.')
+flags.DEFINE_string('size', '', 'sample, evaluate: HEIGHTxWIDTH in pixels; default the square of the recipe.')
+flags.DEFINE_bool('exact', False, 'sample, evaluate: draw --size itself, not the nearest bucket, cut to it.')
 flags.DEFINE_float('ema', None, 'sample, evaluate: the width of the average, where profiles were tracked.')
 flags.DEFINE_string(
     'precision',

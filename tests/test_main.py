@@ -62,7 +62,7 @@ MISTAKES = {
         [TINY, '--config.model.patch=5'],
         'an input of 32x32 does not divide into patches of 5',
     ),
-    'unknown part': ([TINY, '--config.model.name=pixert'], 'There are: dit, flexvar, lightning_dit'),
+    'unknown part': ([TINY, '--config.model.name=pixert'], 'There are: dit, flexvar, givt'),
     'unfitting parts': ([TINY, LABELS], "which conditioner 'labels' does not give"),
     'unfitting batch': ([TINY, '--config.train.batch=12'], 'train.batch is 12; it must be a multiple of 8'),
     'unfitting mesh': ([TINY, '--config.mesh.data=3'], 'does not fit 8 devices'),

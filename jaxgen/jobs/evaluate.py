@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from jaxgen import pictures
 from jaxgen.generate import kept, labelled, make_generator
-from jaxgen.jobs.sample import parse_knobs, with_earlier
+from jaxgen.jobs.sample import parse_knobs, sizes, with_earlier
 from jaxgen.program import Program, assemble, check_params, load_params
 from jaxgen.quantize import precision as precisions
 from jaxgen.recipe import Recipe
@@ -27,6 +27,8 @@ def check(
     knobs: str = '',
     checkpoint: int | None = None,
     ema: float | None = None,
+    size: str = '',
+    exact: bool = False,
     precision: str = precisions.EXACT,
     trained: bool = False,
 ) -> Program:
@@ -40,6 +42,7 @@ def check(
     if not 0 <= seed < 2**31:
         raise ValueError(f'seed is {seed}; it must be in [0, 2**31).')
     recipe.sampler.knobs(**parse_knobs(knobs))
+    sizes(recipe, size, exact)
     precisions.check(precision)
     recipe.ema.check_chosen(ema)
     program = assemble(recipe)
@@ -55,16 +58,19 @@ def run(
     knobs: str = '',
     checkpoint: int | None = None,
     ema: float | None = None,
+    size: str = '',
+    exact: bool = False,
     precision: str = precisions.EXACT,
 ) -> dict[str, Any]:
     """Score the checkpoint's pictures; returns what `evaluate.json` holds of this call."""
-    program = check(recipe, workdir, seed, knobs, checkpoint, ema, precision)
+    program = check(recipe, workdir, seed, knobs, checkpoint, ema, size, exact, precision)
     workdir, metric = epath.Path(workdir), recipe.metric
     settings = recipe.sampler.knobs(**parse_knobs(knobs))
     step, params = load_params(program, workdir, checkpoint, width=ema)
     params, examples = kept(params, precision), metric.examples()
     seeds = [seed + i for i in range(len(examples))]
-    generate = make_generator(recipe, program.mesh, recipe.train.sample_batch)
+    asked, drawn = sizes(recipe, size, exact)
+    generate = make_generator(recipe, program.mesh, recipe.train.sample_batch, size=drawn, cut=asked)
     with tqdm(total=len(examples), desc='evaluate', unit='image') as bar:
         images = generate(params, examples, seeds, settings, progress=bar.update)
     values = metric.score(images, examples)
@@ -76,6 +82,8 @@ def run(
         'seed': seed,
         'knobs': {name: float(value) for name, value in settings.items()},
         'ema': ema,
+        'size': asked,
+        'drawn': drawn,
         'precision': precision,
         'grid': _free_name(workdir),
     }

@@ -87,10 +87,7 @@ def check(
         )
     recipe.ema.check_chosen(ema)
     against = recipe.conditioner.example(negative) if negative else None
-    asked = _size(size)
-    if exact and asked is None:
-        raise ValueError('--exact is of a size; give it as --size=HEIGHTxWIDTH.')
-    drawn = drawn_size(recipe, asked, exact)
+    asked, drawn = sizes(recipe, size, exact)
     canvas = _canvas(drawn or (recipe.config['data']['resolution'],) * 2, init, mask, start)
     program = assemble(recipe)
     if weights and not trained:
@@ -286,14 +283,17 @@ def _check_own(recipe: Recipe) -> None:
         raise ValueError(f'nothing is asked for; give --prompt or --prompts_file ({error}).') from None
 
 
-def _size(text: str) -> tuple[int, int] | None:
-    """'HEIGHTxWIDTH', or one number for both."""
+def sizes(recipe: Recipe, text: str, exact: bool) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """What --size, 'HEIGHTxWIDTH' or one number for both, asks for, and what is drawn for it."""
     if not text:
-        return None
+        if exact:
+            raise ValueError('--exact is of a size; give it as --size=HEIGHTxWIDTH.')
+        return None, None
     sides = text.lower().split('x')
     if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) <= 2**14 for side in sides):
         raise ValueError(f"--size is '{text}'; write HEIGHTxWIDTH in pixels, as --size=1344x768.")
-    return int(sides[0]), int(sides[-1])
+    asked = int(sides[0]), int(sides[-1])
+    return asked, drawn_size(recipe, asked, exact)
 
 
 def _canvas(size: tuple[int, int], init: str, mask: str, start: float | None) -> Canvas | None:

@@ -2,7 +2,7 @@
 
 A label of the shapes is the colour and shape of a picture's first object. For data of single objects a
 picture is right where it shows one object and no other, of that colour and that shape. The reading is
-alignment's.
+alignment's; what is not square is first made so, in the colour of its background.
 """
 
 import dataclasses
@@ -44,11 +44,20 @@ class Labels:
 def compare(image: np.ndarray, label: int) -> dict[str, float]:
     """Which parts of a label a picture has right: the likest of its objects, and that it is alone."""
     colour, shape = LABEL_NAMES[label].split()
-    reading = read(image)
+    reading = read(_squared(image))
     right = [(found['colour'] == colour, found['shape'] == shape) for found in reading.objects]
     best = max(right, key=sum, default=(False, False))
     rates = {'colour': float(best[0]), 'shape': float(best[1]), 'count': float(len(right) == 1)}
     return rates | {'label': float(min(rates.values()) == 1.0)}
+
+
+def _squared(image_HWC: np.ndarray) -> np.ndarray:
+    """The picture, below and to the right of it the colour that most of it has."""
+    side = max(image_HWC.shape[:2])
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = np.median(image_HWC, axis=(0, 1))
+    square[: image_HWC.shape[0], : image_HWC.shape[1]] = image_HWC
+    return square
 
 
 def build(prompts: Count = 256, data_name: str = 'shapes') -> Labels:

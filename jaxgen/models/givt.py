@@ -188,7 +188,7 @@ class GIVT(nn.Module):
         return constrain(out).astype(jnp.float32), features, memory
 
     def _embedded(self, x_BMC: jax.Array, hidden_BM: Any) -> jax.Array:
-        """Tokens; masked, half of each channel says whether it is hidden, the other half what is seen."""
+        """Tokens; masked, half of the width says which are hidden, the other half what is seen."""
         x_BMD = Linear(self.width, kernel_init=lecun, name='token')(x_BMC.astype(jnp.float32))
         if self.causal:
             return x_BMD

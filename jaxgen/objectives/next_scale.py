@@ -3,7 +3,8 @@
 Cross-entropy over the tokens of all scales at once, every one counting the same. Scales may join one after
 another, coarse to fine (progressive training): as no token sees a later scale, what is left out changes
 nothing for those before it. Or every step draws its scales, where the network takes any (FlexVAR,
-2502.20313).
+2502.20313). What is told of the scales before may have mistakes, for which a residual tokenizer's later
+scales make up: the self-correction of Infinity (2412.04431), there of bits.
 """
 
 # B batch
@@ -34,6 +35,7 @@ def build(
     first: Count = 5,
     rise: Count = 1,
     schedules: tuple[tuple[Size | tuple[Size, Size], ...], ...] = (),
+    mistakes: Part = 0.0,
     network: str = 'model',
 ) -> Objective:
     """Train a network (and the conditioner's own) to predict the tokenizer's codes.
@@ -41,8 +43,9 @@ def build(
     smoothing: the share of the target that all codes have alike; drop: how often the condition is left out,
     for guidance. joined: the step from which on all scales count, the first `first` of them from the
     beginning and the others one by one, each rising to its weight in `rise` steps; 0 is all at once.
-    schedules: other scales than the tokenizer's, for a network that takes any; each step draws one. network:
-    which one trains, such as a refiner beside a model that is trained already.
+    schedules: other scales than the tokenizer's, for a network that takes any; each step draws one.
+    mistakes: the most of an image's tokens that are told as those of another place of their scale, for later
+    scales to make up for. network: the one that trains, such as a refiner beside a model that has trained.
     """
     if 'codes' not in getattr(tokenizer, 'provides', {}):
         raise ValueError(
@@ -63,8 +66,12 @@ def build(
         risen = jnp.clip((step + 1 - begins) / rise, 0.01, 1)
         return jnp.where(begins == 0, 1, jnp.where(step >= begins, risen, 0))
 
-    loss = predicting(network, conditioner, forms, smoothing, drop, weights if joined else None, train=True)
-    held_out = predicting(network, conditioner, forms[:1], 0.0, 0.0, None, train=False, alone=not schedules)
+    loss = predicting(
+        network, conditioner, forms, smoothing, drop, mistakes, weights if joined else None, train=True
+    )
+    held_out = predicting(
+        network, conditioner, forms[:1], 0.0, 0.0, 0.0, None, train=False, alone=not schedules
+    )
     phase = Phase('next_scale', (network, *conditioner.trains), loss)
     return Objective((phase,), held_out=held_out, reads=tokenizer.reads, uses=tuple(tokenizer.holds))
 
@@ -75,6 +82,7 @@ def predicting(
     forms: Sequence[tuple[Any, Any]],
     smoothing: float,
     drop: float,
+    mistakes: float,
     weights: Callable[[Array], Array] | None,
     train: bool,
     alone: bool = True,
@@ -90,8 +98,10 @@ def predicting(
         form: tuple[Any, Any], known: Mapping, latents: Array, cond: Any, keys: Array, step: Array
     ) -> tuple:
         network, tokenizer = form
-        codes = tokenizer.quantize(known, latents)
-        told, codes = tokenizer.teacher(known, codes), jnp.concatenate(codes, 1)
+        as_told = mistaken(mistakes, random.fold(keys, 'mistakes'))
+        codes = tokenizer.quantize(known, latents, as_told)
+        told = tokenizer.teacher(known, tuple(map(as_told, range(len(codes)), codes)))
+        codes = jnp.concatenate(codes, 1)
         per_layer = network.module.drops(random.fold(keys, 'layers')) if train else None
         logits, _, _ = network(known[name], told, None, cond, per_layer=per_layer, train=train)
         errors = cross_entropy(logits, codes, smoothing)
@@ -117,6 +127,25 @@ def predicting(
         return errors.sum(), weight, state, metrics | {'accuracy': (right.sum(), weight)}
 
     return loss
+
+
+def mistaken(most: float, keys_B: Array) -> Callable[[int, Array], Array]:
+    """What is told of codes [B, L] of scale k: some, of each image another share up to `most`, are those of
+    another place, so that there is too much of something or nothing at all, as in a draft gone wrong.
+    """
+
+    def told(k: int, codes_BL: Array) -> Array:
+        if not most:
+            return codes_BL
+        keys, length = random.split_each(keys_B, k), codes_BL.shape[1:]
+        share_B1 = most * random.draw(jax.random.uniform, random.fold(keys_B, 'share'), (1,))
+        wrong_BL = random.draw(jax.random.uniform, random.fold(keys, 'which'), length) < share_B1
+        place_BL = (random.draw(jax.random.uniform, random.fold(keys, 'where'), length) * length[0]).astype(
+            int
+        )
+        return jnp.where(wrong_BL, jnp.take_along_axis(codes_BL, place_BL, axis=1), codes_BL)
+
+    return told
 
 
 def _begins(count: int, joined: int, first: int) -> Array:

@@ -23,7 +23,7 @@ from jaxgen.layers.convolution import Convolution
 from jaxgen.layers.linear import Linear
 from jaxgen.layers.patches import patchify, unpatchify
 from jaxgen.layers.resize import resize
-from jaxgen.tokenizers.bottlenecks import Quantized, Sizes, grids, residual
+from jaxgen.tokenizers.bottlenecks import Quantized, Sizes, Told, as_it_is, grids, residual
 from jaxgen.tokenizers.convolutional import Decoder, Encoder
 
 Params = Mapping[str, Any]
@@ -172,9 +172,9 @@ class Vqgan:
         """Codes of images in [-1, 1]: int32 [B, L], one a scale, in reading order."""
         return self.quantize(params, self.features(params, images))
 
-    def quantize(self, params: Params, latents: Array) -> tuple[Array, ...]:
-        """Codes of latents."""
-        return self._through('encode', params, latents, self.scales)
+    def quantize(self, params: Params, latents: Array, told: Told = as_it_is) -> tuple[Array, ...]:
+        """Codes of latents; where scales build on others, on what `told(k, codes)` makes of these."""
+        return self._through('encode', params, latents, self.scales, told)
 
     def embed(self, params: Params, codes: tuple[Array, ...]) -> Array:
         """Latents as the decoder takes them, of codes of all scales."""

@@ -20,7 +20,9 @@ _BLOCK = 'blocks/stack/{i}'
 
 def from_config(published: Mapping[str, Any]) -> dict[str, Any]:
     """There is no published config.json: the network is that of a config of jaxgen."""
-    raise ValueError('LlamaGen is published without a config.json; take configs/ar_imagenet.py')
+    raise ValueError(
+        'LlamaGen is published without a config.json; take configs/ar_imagenet.py or configs/ar_captions.py'
+    )
 
 
 def to_config(network: LlamaGen) -> dict[str, Any]:

@@ -25,6 +25,15 @@ def test_true_pictures_are_right_and_others_wrong():
     assert not metric.judge(pictures[0], other[0]) and metric.judge(pictures[0], examples[0])
 
 
+def test_pictures_that_are_not_square_are_read():
+    pictures, examples = drawn(100)
+    wide = np.concatenate([pictures, np.broadcast_to(pictures[:, :1, :1], (100, 32, 24, 3))], axis=2)
+    for shown in (wide, wide.swapaxes(1, 2)[:, ::-1, ::-1]):
+        found = labels.build().score(np.ascontiguousarray(shown), examples)
+        assert found['colour'] >= 0.95 and found['count'] >= 0.95
+    assert labels.build().score(wide, examples)['label'] >= 0.9
+
+
 def test_two_objects_and_none_are_wrong():
     metric = labels.build()
     pictures, examples = drawn(50, objects=2)

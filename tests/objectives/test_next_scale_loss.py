@@ -10,11 +10,13 @@ import pytest
 from golden.seeded import normal
 
 from jaxgen.conditioning import labels
+from jaxgen.layers.resize import resize
 from jaxgen.models import var
 from jaxgen.objectives import next_scale
 from jaxgen.recipe import Network
 from jaxgen.tokenizers import vqgan
 from jaxgen.tokenizers.bottlenecks import residual
+from jaxgen.tokenizers.bottlenecks.codebook import nearest
 
 SCALES, CODES = (1, 2, 4), 16
 ENDS = np.array([1, 5, 21])
@@ -101,6 +103,25 @@ def test_held_out_leaves_chance_out(tokenizer, known):
     errors = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.concatenate(codes, 1))
     np.testing.assert_allclose(total, errors.mean(), rtol=1e-5)
     assert not seen['cond']['drop'].any() and seen['per_layer'] is None and not seen['train']
+
+
+def test_later_scales_make_up_for_mistakes(tokenizer, known):
+    """The codes of each scale are of what the scales before, as they were told, left over."""
+    told = next_scale.mistaken(0.9, jax.random.split(jax.random.key(1), 8))
+    latents = jnp.asarray(normal('latents', (8, 4, 4, 4)))
+    codes, plain = tokenizer.quantize(known, latents, told), tokenizer.quantize(known, latents)
+    table, so_far, wrong = known['tokenizer']['bottleneck']['codebook']['table'], tokenizer.start(8), []
+    for k, found in enumerate(codes):
+        left = resize(latents - so_far, tokenizer.scales[k], 'area').reshape(8, -1, 4)
+        np.testing.assert_array_equal(found, nearest(left, table, 'euclidean'))
+        said = told(k, found)
+        assert all(set(row) <= set(true) for row, true in zip(np.asarray(said), np.asarray(found)))
+        wrong.append(np.asarray(said != found))
+        so_far, _ = tokenizer.feedback(known, k, said, so_far)
+    assert not wrong[0].any() and 0.1 < wrong[2].mean() < 0.9
+    assert (codes[2] != plain[2]).any() and (codes[0] == plain[0]).all()
+    rates = wrong[2].mean(1)
+    assert rates.max() - rates.min() > 0.3  # every image has a share of its own
 
 
 def test_nothing_left_to_join_is_refused(tokenizer):

@@ -7,13 +7,14 @@ what a generator of codes asks of it. Scales are static: a tuple of grids, the l
 
 # B batch, H height, W width, C channels, L tokens
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import flax.struct
 import jax.numpy as jnp
 from jax import Array, lax
 
 Sizes = tuple[tuple[int, int], ...]
+Told = Callable[[int, Array], Array]  # of a scale's number and codes, what those after it are told instead
 TINY = 1e-12
 
 
@@ -74,3 +75,8 @@ def grids(scales: tuple[int | tuple[int, int], ...]) -> Sizes:
 def _length(x: Array) -> Array:
     # Not the norm's own gradient, which is none at zero.
     return jnp.sqrt(jnp.sum(x * x, -1, keepdims=True) + TINY**2)
+
+
+def as_it_is(k: int, codes: Array) -> Array:
+    """Codes of scale k, told as they are."""
+    return codes

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.layers.resize import resize
-from jaxgen.tokenizers.bottlenecks import GRADIENTS, Quantized, Sizes
+from jaxgen.tokenizers.bottlenecks import GRADIENTS, Quantized, Sizes, Told, as_it_is
 
 
 class Quantizer(nn.Module):
@@ -73,8 +73,8 @@ class Quantizer(nn.Module):
         vectors = [self.begin(resize(z_BHWC, size, 'area')) for size in sizes]
         return jnp.concatenate([z.reshape(-1, z.shape[-1]) for z in vectors])
 
-    def encode(self, z_BHWC: Array, sizes: Sizes) -> tuple[Array, ...]:
-        """Codes of every scale, [B, L] each."""
+    def encode(self, z_BHWC: Array, sizes: Sizes, told: Told = as_it_is) -> tuple[Array, ...]:
+        """Codes of every scale, [B, L] each, whatever is told of the others."""
         at_scales = (self.begin(resize(z_BHWC, size, 'area')) for size in sizes)
         return tuple(self.chosen(z).reshape(len(z), -1) for z in at_scales)
 

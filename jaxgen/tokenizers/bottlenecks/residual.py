@@ -17,7 +17,7 @@ from jax import Array, lax
 from jaxgen.config import Count, NonNegative, Part, Share, Size, Whole
 from jaxgen.layers.convolution import Convolution
 from jaxgen.layers.resize import resize
-from jaxgen.tokenizers.bottlenecks import GRADIENTS, Quantized, Sizes, grids, means
+from jaxgen.tokenizers.bottlenecks import GRADIENTS, Quantized, Sizes, Told, as_it_is, grids, means
 from jaxgen.tokenizers.bottlenecks.learning import Learning
 from jaxgen.tokenizers.bottlenecks.quantizer import as_map, as_tokens
 from jaxgen.tokenizers.bottlenecks.vq import VectorQuantizer
@@ -85,12 +85,12 @@ class ResidualQuantizer(VectorQuantizer):
             z_BHWC = z_BHWC - resize(at_scale, sizes[-1])
         return jnp.concatenate(vectors)
 
-    def encode(self, z_BHWC: Array, sizes: Sizes) -> tuple[Array, ...]:
-        """Codes of every scale, [B, L] each."""
+    def encode(self, z_BHWC: Array, sizes: Sizes, told: Told = as_it_is) -> tuple[Array, ...]:
+        """Codes of every scale, [B, L] each; they make up for what is told of those before."""
         codes = []
         for k, size in enumerate(sizes):
             codes.append(self.chosen(as_tokens(resize(z_BHWC, size, 'area'))))
-            z_BHWC = z_BHWC - self._spread(self.lookup(codes[-1]), k, sizes)
+            z_BHWC = z_BHWC - self._spread(self.lookup(told(k, codes[-1])), k, sizes)
         return tuple(codes)
 
     def embed(self, codes: tuple[Array, ...], sizes: Sizes) -> Array:
