@@ -1,11 +1,11 @@
 """GIVT on ImageNet at 256 px (arXiv:2312.02116): causal, of the default and the large size, and masked.
 
 For: a TPU slice with a prepared TFDS `imagenet2012`. As published: 16 x 16 latents of 16 channels of an
-autoencoder with beta 5e-5, 16 Gaussians, Adam at 1e-3 for a batch of 8,192 with a decay of 1e-4 (masked:
-none), clipping at 1, a cosine after a tenth of 500 epochs, no averages; drawn with 0.95 of the deviations and
-guidance of 1.4, masked in 16 steps with noise of 35 and guidance of 1.1 (the authors' measure is one less).
-Otherwise than published, pictures are cut in their middle, dropout is of what attention and MLP give alone,
-and there is no adapter.
+autoencoder with beta 5e-5 ('large': 1e-5), pictures mirrored, 16 Gaussians, Adam at 1e-3 for a batch of 8,192
+with a decay of 1e-4 (masked: none), clipping at 1, a cosine after a tenth of 500 epochs, no averages; drawn
+with 0.95 of the deviations and guidance of 1.4, masked in 16 steps with noise of 35 and guidance of 1.1 (the
+authors' measure is one less). Otherwise than published, pictures are cut in their middle, dropout is of what
+attention and MLP give alone, and there is no adapter.
 The authors' networks: --config.networks.model.init_from=givt_imagenet_2012_causal_params.npz. Their
 autoencoders are files of TensorFlow, which are not read: train one, by the objective of
 `configs/vq_shapes.py:kl`, and give --config.networks.tokenizer.init_from=RUN.
@@ -51,6 +51,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.train = dict(
         steps=steps,
         batch=batch,
+        flip=True,
         threads=16,
         log_every=50,
         held_out_every=1000,
@@ -61,6 +62,7 @@ def get_config(variant: str = '') -> ConfigDict:
     )
     if variant == 'large':
         config.model.update(size='large', dropout=0.3)
+        config.tokenizer.bottleneck.weight = 1e-5
     if variant == 'masked':
         config.model.update(order='masked', dropout=0.4)
         config.objective.update(name='masked', furthest=0.7)

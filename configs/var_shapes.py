@@ -4,6 +4,8 @@ For: next-scale prediction from nothing, on the codes of `configs/vq_shapes.py`,
 runs/vq_shapes (or --config.networks.tokenizer.init_from=RUN). 32 labels: a colour and a shape.
 'code' is CoDe (arXiv:2411.17787): a tenth of its size, a refiner learns beside it once it is trained, into
 runs/var_shapes, and draws all scales but the first `sampler.order.drafted`.
+Expect: label 0.91 on 768 pictures; 38 minutes on one core beside other work, from codes that are cached
+(`--mode=cache`). Without the mistakes that it is told in training: 0.78 with guidance 2, 0.84 with these knobs.
 """
 
 from ml_collections import ConfigDict
@@ -39,8 +41,8 @@ def get_config(variant: str = '') -> ConfigDict:
     config.networks = dict(tokenizer=dict(init_from='runs/vq_shapes'))
     config.conditioner = dict(name='labels')
     config.model = dict(name='var', depth=6, hidden=128, heads=4, gate=0.1, drop_path=0.0, scan=False)
-    config.objective = dict(name='next_scale', drop=0.1)
-    config.sampler = dict(name='autoregressive', order=dict(name='next_scale'), guidance=2.0)
+    config.objective = dict(name='next_scale', drop=0.1, mistakes=0.4)
+    config.sampler = dict(name='autoregressive', order=dict(name='next_scale'), guidance=1.5, top_p=0.8)
     config.metric = dict(name='labels')
     config.optimizer = dict(
         name='muon', learning_rate=2e-3, schedule='cosine', warmup=50, options=dict(consistent_rms=0.5)

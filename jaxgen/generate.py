@@ -154,6 +154,8 @@ def kept(params: Mapping[str, Any], precision: str) -> dict[str, Any]:
     """Networks, the model's parameters as they are kept while it draws; those given are used up."""
     if precision == precisions.EXACT:
         return dict(params)
+    if 'model' not in params:
+        raise ValueError(f'--precision={precision} is what a model is kept in, and this recipe has none.')
     keep = jax.jit(functools.partial(precisions.keep, precision=precision), donate_argnums=0)
     return {**params, 'model': keep(params['model'])}
 
@@ -343,11 +345,13 @@ def drawn_size(recipe: Recipe, size: tuple[int, int] | None, exact: bool) -> tup
     """What is drawn for a size asked for (height, width): the nearest bucket, or with `exact` itself."""
     if size is None:
         return None
-    if exact:
-        try:
-            latent = recipe.tokenizer.latent_of(*size)
+    drawn = size if exact else aspects.nearest(recipe.config['data']['resolution'], *size)
+    try:
+        latent = recipe.tokenizer.latent_of(*drawn)
+        recipe.sampler.at(latent)
+        if exact:
             jax.eval_shape(lambda: recipe.init(jax.random.key(0), latent))
-        except ValueError as error:
-            raise ValueError(f'{size[0]} x {size[1]} pixels cannot be drawn exactly: {error}') from None
-        return size
-    return aspects.nearest(recipe.config['data']['resolution'], *size)
+    except ValueError as error:
+        how = 'exactly' if exact else f'by the bucket of {drawn[0]} x {drawn[1]}'
+        raise ValueError(f'{size[0]} x {size[1]} pixels cannot be drawn {how}: {error}') from None
+    return drawn

@@ -228,6 +228,10 @@ def assemble(recipe: Recipe, devices: Any = None) -> Program:
     by_phase = common.pop('phases', {})
     known_keys(by_phase, [phase.name for phase in recipe.objective.phases], 'section optimizer.phases')
     for phase in recipe.objective.phases:
+        if phase.settle and train.accumulate > 1:
+            raise ValueError(
+                f"what '{phase.name}' learns without gradients is of whole batches: set train.accumulate=1."
+            )
         settings = {**common, **by_phase.get(phase.name, {})}
         updates = updates_before(phase, train.steps)
         built = call(optimizer.build, settings, {'steps': updates}, 'optimizer')

@@ -108,14 +108,20 @@ def encoding(tokenizer: Any, conditioner: Any, cache: Cache) -> dict[str, Any]:
 def blank(tokenizer: Any, conditioner: Any, cache: Cache) -> dict[str, np.ndarray]:
     """What an example of a cache holds in place of its picture, by shape and type."""
     prepared = {
-        name: np.zeros(like.shape, kept_in(like.dtype, cache)) for name, like in tokenizer.prepared.items()
+        name: np.zeros(like.shape, kept_in(like.dtype, cache, tokenizer))
+        for name, like in tokenizer.prepared.items()
     }
     return prepared | (conditioner.blank if hasattr(conditioner, 'features') else {})
 
 
-def kept_in(dtype: Any, cache: Cache) -> np.dtype:
-    """The dtype that a cache keeps an array of the tokenizer's in; bytes stay bytes."""
-    return np.dtype(dtype) if np.issubdtype(dtype, np.integer) else cached.dtype(cache.cache_dtype)
+def kept_in(dtype: Any, cache: Cache, tokenizer: Any) -> np.dtype:
+    """The dtype that a cache keeps an array of the tokenizer's in.
+
+    Bytes stay bytes, and what codes are made of stays as it is: rounded, it would make others.
+    """
+    if np.issubdtype(dtype, np.integer) or 'codes' in getattr(tokenizer, 'provides', {}):
+        return np.dtype(dtype)
+    return cached.dtype(cache.cache_dtype)
 
 
 def _said(part: Any) -> Any:

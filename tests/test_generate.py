@@ -1,5 +1,6 @@
 """A picture is its prompt and its seed: neither its batch, nor its neighbours, nor a new compilation."""
 
+import dataclasses
 import logging
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from configurations import configuration
 
 from jaxgen import recipe
-from jaxgen.generate import abstract_call, kept, make_generator
+from jaxgen.generate import abstract_call, drawn_size, kept, make_generator
 from jaxgen.program import assemble
 
 PROMPTS = ('a red circle', 'a blue square', 'two green triangles', 'a small yellow circle')
@@ -124,3 +125,14 @@ def test_a_model_kept_in_less_draws_nearly_the_same(system, drawn, precision, of
     assert jax.tree.map(lambda a: (a.shape, a.dtype), less['model']) == jax.tree.map(
         lambda a: (a.shape, a.dtype), abstract
     )
+
+
+def test_a_size_that_the_sampler_does_not_draw_is_refused():
+    """Before a training and any compilation: networks of codes are built for latents of one shape alone."""
+    built = recipe.build(configuration('var_imagenet'))
+    with pytest.raises(ValueError, match='48 x 32 pixels cannot be drawn exactly: this network draws'):
+        drawn_size(built, (48, 32), exact=True)
+    large = dataclasses.replace(built, config={**built.config, 'data': {'resolution': 256}})
+    with pytest.raises(ValueError, match='cannot be drawn by the bucket of .* this network draws latents'):
+        drawn_size(large, (48, 32), exact=False)
+    assert drawn_size(recipe.build(configuration('flexvar_shapes')), (48, 32), exact=True) == (48, 32)

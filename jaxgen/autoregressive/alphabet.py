@@ -7,6 +7,7 @@ ordinary case. A network gives for each what its alphabet reads a likelihood fro
 # B batch, N tokens of all scales, L of some, V codes
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from jax import Array
 from jaxgen.autoregressive import choose
 from jaxgen.autoregressive.vectors import Vectors
 from jaxgen.layers import digits
+from jaxgen.tokenizers.bottlenecks import Sizes
 
 Params = Mapping[str, Any]
 Knobs = Mapping[str, Array]
@@ -123,6 +125,31 @@ def bidirectional(network: Any, part: str) -> None:
             f"{type(network.module).__name__} is none; take model.name='maskgit', or its own order and "
             'objective.'
         )
+
+
+def scalewise(network: Any, part: str) -> None:
+    """Refuse a network that does not predict each scale by those before it, which a part wants."""
+    if not getattr(network.module, 'scalewise', False):
+        raise ValueError(
+            f'{part} is of networks that predict one scale after another, and model '
+            f"{type(network.module).__name__} is none; take model.name='var', or its own order and "
+            'objective.'
+        )
+
+
+def ascending(scales: Sizes, network: Any, latent: tuple[int, ...], part: str) -> None:
+    """Refuse scales of a part that do not grow from what the network begins with to the latents' grid."""
+    first, last = tuple(network.module.scales[0]), tuple(latent[:2])
+    if scales[:1] != (first,):
+        raise ValueError(f'{part} is {scales}; it must begin with {first}, as the network does.')
+    for one, other in itertools.pairwise(scales):
+        if one == other or any(after < before for before, after in zip(one, other)):
+            raise ValueError(
+                f'{part} is {scales}; each scale must be larger than the one before it, and {other} is none '
+                f'after {one}.'
+            )
+    if scales[-1] != last:
+        raise ValueError(f"{part} is {scales}; it must end with {last}, the latents' grid.")
 
 
 def cross_entropy(logits_BNV: Array, codes_BN: Array, smoothing: float = 0.0) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.autoregressive import alphabet
 from jaxgen.autoregressive.orders import Order
 from jaxgen.conditioning.request import Request
 from jaxgen.config import Positive, Share, Size, Whole
@@ -56,13 +57,16 @@ class AutoregressiveSampler:
             return self
         if not hasattr(self.network.module, 'at'):
             raise ValueError(f'this network draws latents of {own} alone, and {tuple(shape)} are asked for.')
-        return self.by(stretched(self.tokenizer.scales, tuple(shape[:2])))
+        scales = stretched(self.tokenizer.scales, tuple(shape[:2]))
+        alphabet.ascending(scales, self.network, shape, f'the schedule for latents of {tuple(shape)}')
+        return self.by(scales)
 
     def by(self, scales: tuple[Scale, ...]) -> 'AutoregressiveSampler':
         """The same by other scales, for a network that takes any."""
         tokenizer = self.tokenizer.at(scales)
         network = dataclasses.replace(self.network, module=self.network.module.at(tokenizer.scales))
-        return dataclasses.replace(self, network=network, tokenizer=tokenizer)
+        order = self.order.at(tokenizer.scales)
+        return dataclasses.replace(self, network=network, tokenizer=tokenizer, order=order)
 
     def held(self, batch: int) -> Any:
         """The shapes of what sampling so many images keeps from token to token."""
@@ -103,7 +107,9 @@ def build(
         return sampler
     if not hasattr(networks['model'].module, 'at'):
         raise ValueError("sampler.schedule is for networks that take any, such as model.name='flexvar'.")
-    return sampler.by(schedule)
+    other = sampler.by(schedule)
+    alphabet.ascending(other.tokenizer.scales, networks['model'], tokenizer.latent, 'sampler.schedule')
+    return other
 
 
 def stretched(scales: tuple[tuple[int, int], ...], grid: tuple[int, int]) -> tuple[tuple[int, int], ...]:

@@ -20,8 +20,8 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from jaxgen.config import Part, Share, Side
 from jaxgen import images
+from jaxgen.config import Part, Share, Side
 from jaxgen.data.source import Description, Example, check_resolution, check_split, default_data_dir
 
 log = logging.getLogger('jaxgen')

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxgen.config import Count, Seed, Side, Size
 from jaxgen import images
+from jaxgen.config import Count, Seed, Side, Size
 from jaxgen.data.shapes_scene import LABEL_NAMES, PLACES
 from jaxgen.data.source import Description, Example, check_resolution, check_split, default_data_dir
 

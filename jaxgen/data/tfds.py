@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxgen.config import Side
 from jaxgen import images
+from jaxgen.config import Side
 from jaxgen.data.source import Description, Example, check_resolution
 
 _RANDOM_ACCESS = ('array_record', 'parquet')

@@ -159,7 +159,7 @@ def _variants(recipe: Recipe, split: str) -> int:
 
 def _layout(recipe: Recipe, split: str) -> cached.Layout:
     arrays = tuple(
-        (name, str(sources.kept_in(like.dtype, recipe.cache)), tuple(like.shape))
+        (name, str(sources.kept_in(like.dtype, recipe.cache, recipe.tokenizer)), tuple(like.shape))
         for name, like in recipe.tokenizer.prepared.items()
     )
     text = recipe.conditioner.blank['text'] if 'text' in recipe.encoders else None

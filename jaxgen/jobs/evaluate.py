@@ -42,7 +42,11 @@ def check(
     if not 0 <= seed < 2**31:
         raise ValueError(f'seed is {seed}; it must be in [0, 2**31).')
     recipe.sampler.knobs(**parse_knobs(knobs))
-    sizes(recipe, size, exact)
+    asked, _ = sizes(recipe, size, exact)
+    if asked and asked[0] != asked[1] and getattr(recipe.metric, 'square', False):
+        raise ValueError(
+            f"metric '{recipe.config['metric']['name']}' reads square pictures, not --size={size}."
+        )
     precisions.check(precision)
     recipe.ema.check_chosen(ema)
     program = assemble(recipe)

@@ -116,7 +116,7 @@ def _programs(program: Program, compiled: bool, precision: str, chosen: str) -> 
             program, step, plain, arguments, compiled, 1, _training_advice
         )
     if chosen != 'train' and recipe.sampler is not None and program.mesh.devices.flat[0].platform == 'tpu':
-        batch, steps = recipe.train.sample_batch, int(recipe.config['sampler'].get('steps', 1))
+        batch, steps = recipe.train.sample_batch, int(recipe.sampler.knobs().get('steps', 1))
         call, plain = abstract_call(program, batch, precision=precision), draw_step(bare.recipe, bare.mesh)
         found = _program(
             program, draw_step(recipe, program.mesh), plain, call, compiled, steps, _sampling_advice

@@ -165,11 +165,12 @@ def compare(reading: Reading, scene: shapes_scene.Scene) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """Held-out prompts to draw pictures for, and the judge of those pictures."""
+    """Held-out prompts to draw pictures for, and the judge of those pictures, square ones."""
 
     prompts: int
     objects: tuple[int, ...]
     seed: int
+    square = True
 
     def examples(self) -> list[dict[str, Any]]:
         """The prompts as examples without a picture; the numbers of objects take turns."""

@@ -199,6 +199,7 @@ class VAR(nn.Module):
     scan: bool | int
     remat: str
 
+    scalewise = True  # tokens are predicted scale after scale, those of one together
     branches = 2  # what of a layer may be left out in training
     sites = {'key': 'attention/key', 'value': 'attention/value'}  # where a layer tells what it keeps
 

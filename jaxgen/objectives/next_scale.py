@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen import keys as random
-from jaxgen.autoregressive.alphabet import cross_entropy
+from jaxgen.autoregressive.alphabet import ascending, cross_entropy, scalewise
 from jaxgen.config import Count, Part, Size, Whole
 from jaxgen.objectives import Loss, Objective, Phase
 
@@ -55,10 +55,12 @@ def build(
     begins = _begins(len(tokenizer.scales), joined, first)
     if joined and schedules:
         raise ValueError('objective.joined is of one row of scales, and objective.schedules gives several.')
+    scalewise(networks[network], "objective 'next_scale'")
     if schedules and not hasattr(networks[network].module, 'at'):
         raise ValueError("objective.schedules is for networks that take any, such as model.name='flexvar'.")
     forms = [(networks[network], tokenizer)]
     for other in map(tokenizer.at, schedules):
+        ascending(other.scales, networks[network], tokenizer.latent, 'a row of objective.schedules')
         module = networks[network].module.at(other.scales)
         forms.append((dataclasses.replace(networks[network], module=module), other))
 
@@ -117,8 +119,8 @@ def predicting(
         latents = tokenizer.encode(known, batch, random.fold(keys, 'encode'))
         dropped = random.draw(jax.random.uniform, random.fold(keys, 'drop')) < drop
         cond = conditioner.embed(known, batch, dropped, random.fold(keys, 'embed'))
-        # Shapes are the schedule's, so the whole batch has one, and it follows from the step.
-        chosen = jax.random.randint(jax.random.fold_in(jax.random.key(0), step), (), 0, len(forms))
+        # Shapes are the scales', so the whole batch has one row of them, and its first example draws it.
+        chosen = jax.random.randint(random.fold(keys[0], 'schedule'), (), 0, len(forms))
         branches = [functools.partial(by, form) for form in forms]
         errors, right, parts = jax.lax.switch(chosen, branches, known, latents, cond, keys, step)
         names = [f'{rows}x{columns}' for rows, columns in tokenizer.scales] if alone else ['last']

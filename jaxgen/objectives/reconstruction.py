@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxgen.config import NonNegative, Whole
@@ -24,7 +25,7 @@ from jaxgen.objectives.fidelity import frechet, moments, psnr, ssim
 log = logging.getLogger('jaxgen')
 ANCHOR = 0.99  # decay of LeCam's running means
 STRONGEST = 1e4  # of the adaptive weight
-MOMENTS = ('_mean', '_products')
+COUNTED = 2**20  # codes that are told apart
 
 
 def build(
@@ -80,6 +81,8 @@ def build(
         errors, metrics = judge(known, pictures, images)
         loss = errors + found.loss
         metrics = _means(metrics | found.metrics)
+        if found.codes and tokenizer.vocabulary <= COUNTED:
+            metrics['chosen'] = _counts(found.codes, tokenizer.vocabulary), jnp.float32(1)
         if 'features' in networks:
             metrics |= _moments(networks['features'], known['features'], images, pictures[-1])
         return loss.sum(), jnp.float32(loss.size), state, metrics
@@ -98,7 +101,9 @@ def build(
     def init(key: Array) -> dict[str, Any]:
         return {'tokenizer': tokenizer.state(), 'anchors': jnp.zeros(2)}
 
-    phases = [Phase('autoencoder', tokenizer.trains, autoencoder, settle=settle)]
+    phases = [
+        Phase('autoencoder', tokenizer.trains, autoencoder, settle=settle if tokenizer.settles else None)
+    ]
     if adversarial:
         phases.append(Phase('discriminator', ('discriminator',), discriminator, lambda step: step >= start))
     return Objective(tuple(phases), init, held_out, told=_told)
@@ -216,16 +221,25 @@ def _moments(network: Any, params: Any, images: Array, pictures: Array) -> dict[
     return found
 
 
+def _counts(codes: tuple[Array, ...], vocabulary: int) -> Array:
+    """How often each code was chosen."""
+    every = jnp.concatenate([chosen.reshape(-1) for chosen in codes])
+    return jnp.zeros(vocabulary).at[every].add(1)
+
+
 def _told(means: Mapping[str, Any]) -> dict[str, Any]:
-    """Means of metrics with the moments as what they come to, the Fréchet distance."""
-    told = {name: value for name, value in means.items() if not name.endswith(MOMENTS)}
-    if len(told) == len(means):
-        return told
-    sides = (
-        {name: means[f'held_out/{which}_{name}'] for name in ('mean', 'products')}
-        for which in ('original', 'made')
-    )
-    return told | {'held_out/frechet': frechet(*sides)}
+    """Means of metrics, with the Fréchet distance for the moments and what share of codes counts show."""
+    told = {name: value for name, value in means.items() if not np.ndim(value)}
+    if 'held_out/chosen' in means:
+        told['held_out/usage'] = float((means['held_out/chosen'] > 0).mean())
+    if 'held_out/made_mean' in means:
+        told['held_out/frechet'] = frechet(
+            *(
+                {name: means[f'held_out/{which}_{name}'] for name in ('mean', 'products')}
+                for which in ('original', 'made')
+            )
+        )
+    return told
 
 
 def _pixels(batch: Mapping[str, Array]) -> Array:

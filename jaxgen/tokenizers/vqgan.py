@@ -240,10 +240,13 @@ class Vqgan:
         pictures = tuple(self.pixels(params, z) for z in maps)
         return pictures, found.replace(maps=maps, loss=loss, metrics=metrics), state
 
+    @property
+    def settles(self) -> bool:
+        """Whether the state ever says something of the parameters."""
+        return bool(self.bottleneck.learning) and self.bottleneck.learning.writes
+
     def settled(self, params: Params, state: State) -> Params:
         """Parameters with what the state says of the codebook."""
-        if not self.bottleneck.learning:
-            return params
         tree = dict(params['tokenizer'])
         inner = dict(tree['bottleneck'])
         table = self.bottleneck.learning.settled(inner['codebook']['table'], state)

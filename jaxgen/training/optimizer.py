@@ -22,7 +22,8 @@ from jaxgen.config import Count, Dtype, NonNegative, Whole, fits
 from jaxgen.training.sharding import path_string
 
 SCHEDULES = ('constant', 'cosine', 'linear', 'rsqrt')
-NO_DECAY = (r'bias$', r'scale$', r'norm', r'embedding$', r'table$', r'null', r'(^|/)(token|position)$')
+_LEARNED = r'(^|/)(token|position|level|start|registers|special|warmth|final_offset)$'  # vectors, no matrices
+NO_DECAY = (r'bias$', r'scale$', r'norm', r'embedding$', r'table$', r'null', _LEARNED)
 MATRICES = (r'(^|/)stack/\d+/.*kernel',)
 
 # Their update wants the loss or its function, which a train step does not hand out, or a private seed, or

@@ -1,7 +1,7 @@
 """Two networks that share the scales of a picture (CoDe), at every split of these: time and accuracy.
 
-`python tests/autoregressive/splits.py RUN [PICTURES]`, of a run of configs/var_shapes.py:code. All splits draw
-the same labels from the same seeds, in turns, of which the fastest counts; 'all' is the larger network alone.
+`python tests/autoregressive/splits.py RUN [PICTURES]`, RUN of configs/var_shapes.py:code. All splits draw the
+same labels from the same seeds, in turns, of which the fastest counts; 'all' is the larger network alone.
 """
 
 import sys

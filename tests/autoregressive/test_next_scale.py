@@ -11,8 +11,10 @@ from golden.seeded import relative_error, stored
 
 from jaxgen.autoregressive import choose, sampler
 from jaxgen.autoregressive.orders import next_scale
+from jaxgen.conditioning import labels
 from jaxgen.conditioning.request import Request
-from jaxgen.models import var
+from jaxgen.models import llamagen, var
+from jaxgen.objectives import next_scale as objective
 from jaxgen.recipe import Network
 from jaxgen.weights import var as names
 from jaxgen.weights.names import to_published
@@ -198,6 +200,19 @@ def test_a_refiner_that_is_not_there_or_has_nothing_to_do_is_refused(parts):
         sampler.build({'model': made.network}, made.tokenizer, idle).sample(params, request, made.knobs())
     with pytest.raises(ValueError, match="refiner is 'small', and the networks are model"):
         next_scale.build({'model': parts[0].network}, refiner='small')
+
+
+def test_a_network_that_does_not_go_by_scales_is_refused(parts):
+    made, said = parts[0], 'is of networks that predict one scale after another, and model LlamaGen is none'
+    sizes = {'codes': 16, 'depth': 1, 'hidden': 16, 'heads': 2, 'classes': 3}
+    other = Network(llamagen.build(scales=made.tokenizer.scales, **sizes))
+    with pytest.raises(ValueError, match="sampler.order 'next_scale' " + said):
+        sampler.build({'model': other}, made.tokenizer, next_scale.build({}))
+    networks = {'model': made.network, 'small': other}
+    with pytest.raises(ValueError, match='sampler.order.refiner ' + said):
+        sampler.build(networks, made.tokenizer, next_scale.build(networks, refiner='small', drafted=2))
+    with pytest.raises(ValueError, match="objective 'next_scale' " + said):
+        objective.build({'model': other}, labels.build(3), made.tokenizer)
 
 
 def test_the_likeliest_are_kept():

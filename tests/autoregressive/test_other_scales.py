@@ -64,15 +64,18 @@ def test_every_step_draws_its_scales(parts):
         {'model': network}, labels.build(3), tokenizer, drop=0.0, schedules=((1, 4), (1, 3, 4))
     )
     batch = {'image': np.uint8(40 * normal('picture', (2, 8, 8, 3)) + 127), 'label': COND['label']}
-    keys, frozen = jax.random.split(jax.random.key(0), 2), {'networks': params}
+    frozen = {'networks': params}
 
-    def loss(step):
+    @jax.jit
+    def loss(keys, step):
         own = {'model': params['model']}
         total, _, _, metrics = several.phases[0].loss(own, {}, frozen, batch, keys, step)
         return total, metrics
 
-    totals, metrics = zip(*map(jax.jit(loss), jnp.arange(12)))
+    keys = [jax.random.split(jax.random.key(seed), 2) for seed in range(12)]
+    totals, metrics = zip(*(loss(each, 0) for each in keys))
     assert len({round(float(total), 4) for total in totals}) == 3
+    assert [loss(each, 7)[0] for each in keys] == list(totals)  # by the keys, in which the step is already
     assert set(metrics[0]) == {'accuracy', 'error_last'}
     alone = []
     for scales in ((1, 2, 4), (1, 4), (1, 3, 4)):
@@ -80,7 +83,7 @@ def test_every_step_draws_its_scales(parts):
         one = Network(network.module.at(other.scales))
         made = objective.build({'model': one}, labels.build(3), other, drop=0.0)
         own = {'model': params['model']}
-        alone.append(float(made.phases[0].loss(own, {}, frozen, batch, keys, 0)[0]))
+        alone.append(float(made.phases[0].loss(own, {}, frozen, batch, keys[0], 0)[0]))
     assert {round(float(total), 3) for total in totals} == {round(total, 3) for total in alone}
 
 
@@ -91,3 +94,52 @@ def test_what_takes_no_other_scales_is_refused(parts):
         sampler.build(networks, tokenizer, next_scale.build({}), schedule=(1, 4))
     with pytest.raises(ValueError, match='objective.schedules is for networks that take any'):
         objective.build(networks, labels.build(3), tokenizer, schedules=((1, 4),))
+
+
+@pytest.mark.parametrize(
+    ('scales', 'said'),
+    [
+        ((1, 3, 12), r'must end with \(4, 4\)'),
+        ((1, 2), r'must end with \(4, 4\)'),
+        ((2, 3, 4), r'must begin with \(1, 1\)'),
+        ((), r'must begin with \(1, 1\)'),
+        ((1, 3, 2, 4), r'\(2, 2\) is none after \(3, 3\)'),
+        ((1, (2, 3), (3, 2), 4), r'\(3, 2\) is none after \(2, 3\)'),
+        ((1, 4, 4), r'\(4, 4\) is none after \(4, 4\)'),
+    ],
+)
+def test_scales_that_lead_nowhere_are_refused(parts, scales, said):
+    tokenizer, network, _ = parts
+    with pytest.raises(ValueError, match='a row of objective.schedules is .*' + said):
+        objective.build({'model': network}, labels.build(3), tokenizer, schedules=((1, 4), scales))
+    if scales:  # the sampler has none of its own then
+        with pytest.raises(ValueError, match='sampler.schedule is .*' + said):
+            sampler.build({'model': network}, tokenizer, next_scale.build({}), schedule=scales)
+
+
+def test_a_refiner_goes_by_the_same_scales(parts):
+    tokenizer, network, params = parts
+    small = flexvar.build(scales=tokenizer.scales, side=4, gate=0.5, drop_path=0.0, **SIZES | {'depth': 1})
+    own = jax.jit(small.init)(jax.random.key(3), *small.blank(None, None, COND))['params']
+    networks, params = {'model': network, 'small': Network(small)}, {**params, 'small': own}
+    order = next_scale.build(networks, refiner='small', drafted=1)
+    made = sampler.build(networks, tokenizer, order).at((6, 4, 4))
+    latents, codes, _ = jax.jit(made.decode)(params, request(), made.knobs(top_k=1))
+    assert latents.shape == (2, 6, 4, 4) and [part.shape[1] for part in codes] == [1, 6, 24]
+    plain = sampler.build(networks, tokenizer, next_scale.build({})).at((6, 4, 4))
+    drafted = jax.jit(plain.decode)(params, request(), made.knobs(top_k=1))[1]
+    np.testing.assert_array_equal(codes[0], drafted[0])
+    assert (codes[2] != drafted[2]).any()
+    with pytest.raises(ValueError, match='drafted is 1 of 1 scales'):
+        sampler.build(networks, tokenizer, order).at((1, 1, 4))
+
+
+def test_a_refiner_that_goes_by_its_own_scales_alone_is_refused(parts):
+    tokenizer, network, _ = parts
+    networks = {'model': network, 'small': Network(var.build(scales=tokenizer.scales, **SIZES))}
+    order = next_scale.build(networks, refiner='small', drafted=1)
+    made = sampler.build(networks, tokenizer, order)
+    with pytest.raises(ValueError, match="refiner 'small' goes by scales of its own alone"):
+        made.at((6, 4, 4))
+    with pytest.raises(ValueError, match="refiner 'small' goes by scales of its own alone"):
+        sampler.build(networks, tokenizer, order, schedule=(1, 4))

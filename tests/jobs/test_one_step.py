@@ -13,7 +13,7 @@ from jaxgen.training import sharding
 pytestmark = pytest.mark.usefixtures('split_small')
 BATCH = 8
 NETWORKS = ('dit_folder', 'pixart_sigma', 'lightning_dit', 'var_imagenet', 'maskgit_imagenet')
-NETWORKS += ('mvar_imagenet', 'givt_imagenet', 'ar_imagenet')
+NETWORKS += ('mvar_imagenet', 'givt_imagenet', 'ar_imagenet', 'flexvar_shapes')
 MESHES = {
     'data': {'data': 8},
     'fsdp': {'fsdp': 8},
@@ -29,6 +29,7 @@ ORDINARY = (
     ('mvar_imagenet', 'all'),
     ('givt_imagenet', 'all'),
     ('ar_imagenet', 'all'),
+    ('flexvar_shapes', 'all'),
 )  # the others take their time
 CASES = [
     pytest.param(network, mesh, marks=() if (network, mesh) in ORDINARY else pytest.mark.slow)
@@ -46,6 +47,10 @@ def program(network, mesh, **changes):
         del config.tokenizer.dtype
     if 'scales' in config.tokenizer.get('bottleneck', {}):
         config.tokenizer.bottleneck.scales = (2, 4)  # twenty tokens, which sequence divides
+    if 'schedules' in config.objective:  # every device draws the same of these
+        config.tokenizer.bottleneck.scales = (2, 4, 8)
+        config.objective.schedules = ((2, 8), (2, 6, 8))
+        del config.optimizer.options  # Muon's
     # Adam divides by the gradient's size; a floor keeps rounding of what is zero from counting.
     config.optimizer.update(name='adamw', learning_rate=1e-3, warmup=0, clip=1.0, options={'eps': 1e-3})
     config.train.update(batch=BATCH, sample_batch=BATCH)

@@ -220,7 +220,7 @@ def test_less_than_is_published_is_never_hidden():
     keys = jax.random.split(jax.random.key(4), 500)
     for furthest, least in ((1.0, 0.0), (0.7, 0.449)):
         shares = masked_objective.hiding('cosine', 2.0, keys, 100, furthest).mean(1)
-        assert least <= shares.min() < least + 0.02 and shares.max() > 0.99
+        assert least <= shares.min() < least + 0.02 and shares.max() > 0.98
 
 
 def test_what_does_not_go_together_is_refused(tokenizer):

@@ -40,7 +40,7 @@ def fake(tokenizer, seen):
         seen.update(x=x, t=t, cond=cond, per_layer=per_layer, train=train)
         return logits + params['bias'], {}, None
 
-    call.module = types.SimpleNamespace(drops=lambda keys: {'branches': len(keys)})
+    call.module = types.SimpleNamespace(scalewise=True, drops=lambda keys: {'branches': len(keys)})
     return call, logits
 
 
@@ -122,6 +122,19 @@ def test_later_scales_make_up_for_mistakes(tokenizer, known):
     assert (codes[2] != plain[2]).any() and (codes[0] == plain[0]).all()
     rates = wrong[2].mean(1)
     assert rates.max() - rates.min() > 0.3  # every image has a share of its own
+
+
+def test_another_network_than_the_model_may_train(tokenizer, known):
+    network, logits = fake(tokenizer, {})
+    networks = {'model': None, 'refiner': network}
+    (phase,) = next_scale.build(networks, labels.build(3), tokenizer, network='refiner').phases
+    batch = {'image': np.zeros((2, 8, 8, 3), np.uint8), 'label': jnp.array([0, 2])}
+    keys, params = jax.random.split(jax.random.key(0), 2), {'refiner': {'bias': jnp.ones(CODES)}}
+    total, *_ = phase.loss(params, {}, {'networks': known}, batch, keys, jnp.int32(0))
+    codes = jnp.concatenate(tokenizer.quantize(known, tokenizer.encode(known, batch, keys)), 1)
+    errors = optax.softmax_cross_entropy_with_integer_labels(logits, codes)
+    assert phase.trains == ('refiner',)
+    np.testing.assert_allclose(total, errors.mean(1).sum(), rtol=1e-5)
 
 
 def test_nothing_left_to_join_is_refused(tokenizer):

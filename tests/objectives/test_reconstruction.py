@@ -122,7 +122,7 @@ def test_both_phases_train_and_the_codebook_is_what_its_state_says(tmp_path, mon
     monkeypatch.setenv('JAXGEN_DATA_DIR', str(tmp_path / 'data'))
     whole = train.run(tiny(4), tmp_path / 'whole')
     assert {'autoencoder/psnr', 'autoencoder/usage', 'discriminator/slope'} <= set(whole['metrics'])
-    assert whole['metrics']['held_out/frechet'] > 0
+    assert whole['metrics']['held_out/frechet'] > 0 and 0 < whole['metrics']['held_out/usage'] <= 1
     program = assemble(tiny(4))
     with Checkpoints(tmp_path / 'whole' / 'checkpoints', read_only=True) as checkpoints:
         trained = checkpoints.restore(None, program.abstract.trees())
@@ -163,6 +163,7 @@ def test_steps_on_eight_devices_are_those_of_one(tmp_path, monkeypatch):
     ('changes', 'said'),
     [
         ({'tokenizer': {'name': 'pixels'}}, 'nothing to train'),
+        ({'train': {'steps': 2, 'batch': 16, 'accumulate': 2}}, 'set train.accumulate=1'),
         ({'networks': {}}, 'networks.discriminator.module'),
         (
             {'networks': {'discriminator': {'module': {'name': 'patch_discriminator', 'depth': 4}}}},
@@ -175,7 +176,7 @@ def test_what_does_not_fit_is_refused(changes, said):
     for section, settings in changes.items():
         config[section] = settings
     with pytest.raises(ValueError, match=said):
-        recipe.build(config)
+        assemble(recipe.build(config))
 
 
 def test_without_weights_it_goes_without_lpips_and_says_so(caplog):

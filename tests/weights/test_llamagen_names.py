@@ -1,4 +1,4 @@
-"""The files of LlamaGen as its authors publish them: names, shapes, how they lie in a file; what is left out."""
+"""The files of LlamaGen as its authors publish them: names, shapes, how they lie in a file, what is left."""
 
 import jax
 import numpy as np

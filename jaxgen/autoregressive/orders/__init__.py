@@ -24,6 +24,9 @@ class Order(Protocol):
     def fits(self, network: Any, tokenizer: Any) -> None:
         """Refuse a network that goes another way, and a tokenizer whose tokens this order cannot decode."""
 
+    def at(self, scales: tuple[tuple[int, int], ...]) -> 'Order':
+        """The same for tokens of other scales."""
+
     def check(self, knobs: Mapping[str, float]) -> None:
         """Refuse knobs that make no sense."""
 

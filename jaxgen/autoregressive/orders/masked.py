@@ -42,6 +42,10 @@ class Masked:
         alphabet.bidirectional(network, "sampler.order 'masked'")
         alphabet.between(tokenizer, network)
 
+    def at(self, scales: tuple[tuple[int, int], ...]) -> 'Masked':
+        """The same, which scales are nothing to."""
+        return self
+
     def check(self, knobs: Mapping[str, float]) -> None:
         """Refuse knobs that make no sense."""
         if knobs['steps'] < 1:
@@ -68,7 +72,7 @@ class Masked:
     ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
         """Latents, the tokens, and at which turn each was settled, known ones at turn 0."""
         letters = alphabet.between(tokenizer, network)
-        tokens, hidden = self._begun(letters, params, request)
+        tokens, hidden = self._begun(letters, params, request, knobs)
         cond = twice(request.cond, request.null)
 
         def said(tokens: Array, hidden: Array) -> Array:
@@ -134,7 +138,9 @@ class Masked:
             'temperature': knobs['temperature'] * (1 + (knobs['cooling'] - 1) * share),
         }
 
-    def _begun(self, letters: Alphabet, params: Mapping[str, Any], request: Request) -> tuple[Array, Array]:
+    def _begun(
+        self, letters: Alphabet, params: Mapping[str, Any], request: Request, knobs: Knobs
+    ) -> tuple[Array, Array]:
         """Tokens before the first step, and which of them [B, N] are hidden."""
         tokens = letters.empty(len(request.keys))
         hidden = jnp.ones(tokens.shape[:2], bool)
@@ -145,7 +151,9 @@ class Masked:
         keep = jnp.repeat(keep, hidden.shape[1] // keep.shape[1], axis=1)
         # As in training, a share of the schedule walked already leaves any tokens, in no order.
         start = jnp.asarray(request.start, jnp.float32)
-        count = jnp.ceil(hidden.shape[1] * schedules.hidden(self.schedule, 1 - start, hidden.shape[1]))
+        exponent = knobs.get('exponent', 1.0)
+        share = schedules.hidden(self.schedule, 1 - start, hidden.shape[1], exponent)
+        count = jnp.ceil(hidden.shape[1] * share)
         chance = random.draw(jax.random.uniform, random.fold(request.keys, 'start'), hidden.shape[1:])
         hidden = ~keep & _least(chance, jnp.full(len(tokens), count, jnp.int32))
         return jnp.where(_like(hidden, tokens), letters.empty(len(request.keys)), known), hidden

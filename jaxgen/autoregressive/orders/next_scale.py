@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen import keys as random
-from jaxgen.autoregressive import choose
+from jaxgen.autoregressive import alphabet, choose
 from jaxgen.autoregressive.orders import Knobs, kept, twice
 from jaxgen.conditioning.request import Request
 from jaxgen.config import NonNegative, Positive, Whole
@@ -41,12 +41,29 @@ class NextScale:
     drafted: int = 0
 
     def fits(self, network: Any, tokenizer: Any) -> None:
-        """Refuse a tokenizer without codes."""
+        """Refuse a tokenizer without codes, and networks that do not go by scales."""
         if 'codes' not in getattr(tokenizer, 'provides', {}):
             raise ValueError(
                 "sampler.order 'next_scale' is of codes; it wants tokenizer.name='vqgan' with a bottleneck "
                 'that has some.'
             )
+        alphabet.scalewise(network, "sampler.order 'next_scale'")
+        if self.refiner is not None:
+            alphabet.scalewise(self.refiner[1], 'sampler.order.refiner')
+
+    def at(self, scales: tuple[tuple[int, int], ...]) -> 'NextScale':
+        """The same by other scales, which the refiner must take as well."""
+        if self.refiner is None:
+            return self
+        self._leaves(scales)
+        name, network = self.refiner
+        if not hasattr(network.module, 'at'):
+            raise ValueError(
+                f"sampler.order.refiner '{name}' goes by scales of its own alone, and others are asked for; "
+                f"take one that goes by any, such as networks.{name}.module.name='flexvar'."
+            )
+        network = dataclasses.replace(network, module=network.module.at(scales))
+        return dataclasses.replace(self, refiner=(name, network))
 
     def check(self, knobs: Mapping[str, float]) -> None:
         """Refuse knobs that make no sense."""
@@ -68,10 +85,7 @@ class NextScale:
     ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
         """What all scales make up, and by scale the codes chosen and the logits they were chosen by."""
         batch, scales = len(request.keys), tokenizer.scales
-        if self.refiner is not None and self.drafted >= len(scales):
-            raise ValueError(
-                f'sampler.order.drafted is {self.drafted} of {len(scales)} scales: none is left to refine.'
-            )
+        self._leaves(scales)
         cond, forced = twice(request.cond, request.null), _forced(tokenizer, params, request)
         keys, latents = random.fold(request.keys, 'scale'), tokenizer.start(batch)
         memory = _memory(network, batch) if self.cache else None
@@ -98,6 +112,13 @@ class NextScale:
             latents, following = tokenizer.feedback(params, k, vectors, latents)
             told.append(following if following is None else twice(following, following))
         return latents, tuple(codes), tuple(logits)
+
+    def _leaves(self, scales: tuple[tuple[int, int], ...]) -> None:
+        """Refuse a draft that leaves a refiner nothing of these scales."""
+        if self.refiner is not None and self.drafted >= len(scales):
+            raise ValueError(
+                f'sampler.order.drafted is {self.drafted} of {len(scales)} scales: none is left to refine.'
+            )
 
 
 def _memory(network: Any, batch: int) -> Any:

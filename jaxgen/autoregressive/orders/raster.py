@@ -40,12 +40,16 @@ class Raster:
         alphabet.causal(network, "sampler.order 'raster'")
         alphabet.between(tokenizer, network)
 
+    def at(self, scales: tuple[tuple[int, int], ...]) -> 'Raster':
+        """The same, which scales are nothing to."""
+        return self
+
     def check(self, knobs: Mapping[str, float]) -> None:
         """Any number of tokens may be guided."""
 
     def held(self, network: Any, tokenizer: Any, batch: int) -> Any:
         """The tokens, and the cache of what the network made of them, twice the batch for guidance."""
-        tokens = jax.eval_shape(lambda: alphabet.of(tokenizer).empty(batch))
+        tokens = jax.eval_shape(lambda: alphabet.between(tokenizer, network).empty(batch))
         cache = jax.eval_shape(lambda: network.module.cache(2 * batch)) if self.cache else None
         return {'tokens': tokens, 'cache': cache}
 
@@ -53,7 +57,7 @@ class Raster:
         self, network: Any, tokenizer: Any, params: Mapping[str, Any], request: Request, knobs: Knobs
     ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
         """Latents, the tokens, and what the network said of them with the condition, and then without."""
-        letters, model = alphabet.of(tokenizer), params['model']
+        letters, model = alphabet.between(tokenizer, network), params['model']
         empty, cond = letters.empty(len(request.keys)), twice(request.cond, request.null)
         draw = _drawing(letters, params, request, knobs, empty)
 

@@ -9,12 +9,14 @@ The numbers are a state beside the parameters, and `settled` puts into the codeb
 # V vocabulary, C channels, N vectors
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen import keys as random
 from jaxgen.tokenizers.bottlenecks import Quantized
 from jaxgen.tokenizers.bottlenecks.codebook import Distance, gathered, k_means
 
@@ -97,21 +99,20 @@ class Learning:
         if self.restart:
             dead = new['waited'] >= self.restart
             new['waited'] = jnp.where(dead, 0, new['waited'])
-            rows = jax.random.randint(key, (codes,), 0, len(vectors))
+            rows = jax.random.randint(random.fold(key, 'restart'), (codes,), 0, len(vectors))
             table, written = jnp.where(dead[:, None], vectors[rows], table), written | dead
             if self.update == 'averages':
                 new['counts'] = jnp.where(dead, 1.0, new['counts'])
                 new['sums'] = jnp.where(dead[:, None], table, new['sums'])
         if self.k_means:
             due = state['step'] == self.begins - 1
-            table = jax.lax.cond(due, lambda: k_means(samples, codes, distance, key), lambda: table)
+            centres = functools.partial(k_means, samples, codes, distance, random.fold(key, 'k_means'))
+            table = jax.lax.cond(due, centres, lambda: table)
             written = written | due
         return dict(new, table=table, written=written)
 
     def settled(self, table_VC: Array, state: dict[str, Array]) -> Array:
         """The codebook, with the rows that the state has written."""
-        if not self.writes:
-            return table_VC
         return jnp.where(state['written'][:, None], state['table'], table_VC)
 
 
