@@ -65,6 +65,10 @@ class Network:
                 raise ValueError(f'the sharding rule {rule[0]!r} is no regex: {error}.') from None
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> tuple:
+        try:
+            inspect.signature(self.module.__call__).bind(*args, **kwargs)
+        except TypeError as error:
+            raise ValueError(f'another part does not fit {type(self.module).__name__}: {error}.') from None
         return self.module.apply({'params': params}, *args, **kwargs)
 
 
