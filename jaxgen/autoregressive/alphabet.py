@@ -157,3 +157,17 @@ def cross_entropy(logits_BNV: Array, codes_BN: Array, smoothing: float = 0.0) ->
     logs = jax.nn.log_softmax(logits_BNV.astype(jnp.float32), axis=-1)
     errors = -jnp.take_along_axis(logs, codes_BN[..., None], axis=-1)[..., 0]
     return (1 - smoothing) * errors - smoothing * logs.mean(-1) if smoothing else errors
+
+
+def errors_by_scale(errors_BN: Array, counted_BN: Array, scales: Sizes) -> dict[str, tuple[Array, Array]]:
+    """The mean error of what counts of each scale, as metrics; none of a single one."""
+    if len(scales) == 1:
+        return {}
+    lengths = np.array([rows * columns for rows, columns in scales])
+    ends = np.cumsum(lengths * (errors_BN.shape[1] // lengths.sum()))[:-1]
+    parts = zip(
+        scales, *(jnp.split(each, ends, axis=1) for each in (errors_BN * counted_BN, counted_BN)), strict=True
+    )
+    return {
+        f'error_{rows}x{columns}': (errors.sum(), counted.sum()) for (rows, columns), errors, counted in parts
+    }

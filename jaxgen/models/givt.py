@@ -17,13 +17,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxgen.config import Count, Depth, Dtype, Part, Size
+from jaxgen.layers import cache
 from jaxgen.layers.attention import attention, head_shape
 from jaxgen.layers.dropout import dropped, layer_keys
 from jaxgen.layers.embeddings import LabelEmbedding
 from jaxgen.layers.linear import Linear
 from jaxgen.layers.mlp import Mlp
 from jaxgen.layers.modulation import layer_norm, residual
-from jaxgen.layers.segment import Segment, expose
+from jaxgen.layers.segment import Segment
 from jaxgen.layers.stack import Stack, constrain
 
 # Depth, width, heads and width inside the MLP of the published sizes.
@@ -35,7 +36,7 @@ lecun = nn.initializers.lecun_normal()
 class CachedAttention(nn.Module):
     """Attention to all tokens, or with `causal` to those before and to oneself.
 
-    `held` of those before have keys and values in `cache`, which is as long as all.
+    `held` of those before have keys and values in `before`, which is as long as all.
     """
 
     heads: int
@@ -43,21 +44,15 @@ class CachedAttention(nn.Module):
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x_BMD: jax.Array, held: jax.Array | None, cache: Any) -> jax.Array:
+    def __call__(self, x_BMD: jax.Array, held: jax.Array | None, before: Any) -> jax.Array:
         width = x_BMD.shape[-1]
         bare = {'use_bias': False, 'kernel_init': lecun}
         q, k, v = (
             checkpoint_name(Linear(head_shape(self.heads, width), name=name, **bare)(x_BMD), name)
             for name in ('query', 'key', 'value')
         )
-        expose(self, 'key', k)
-        expose(self, 'value', v)
-        mask = None
+        (k, v), mask = cache.among(self, k, v, held, before), None
         if held is not None:
-            k, v = (
-                jax.lax.dynamic_update_slice_in_dim(cache[name], new, held, axis=1)
-                for name, new in (('key', k), ('value', v))
-            )
             mask = (jnp.arange(k.shape[1]) <= held + jnp.arange(x_BMD.shape[1])[:, None])[None]
         causal = self.causal and held is None
         y = attention(q, k, v, mask, causal=causal, implementation=self.implementation)
@@ -128,8 +123,7 @@ class GIVT(nn.Module):
 
     def cache(self, batch: int) -> dict[str, jax.Array]:
         """Room for the keys and values of all tokens that another one looks at, in every layer."""
-        shape = (self.depth, batch, self.tokens, self.heads, self.width // self.heads)
-        return {name: jnp.zeros(shape, self.dtype) for name in ('key', 'value')}
+        return cache.room(self.depth, batch, self.tokens, self.heads, self.width, self.dtype)
 
     def drops(self, keys_B: jax.Array) -> dict[str, jax.Array]:
         """`per_layer` of a training step: keys to draw by what is left out."""
@@ -167,20 +161,15 @@ class GIVT(nn.Module):
             self.width, self.heads, self.hidden, self.causal, self.dropout, self.attention, parent=None
         )
         stack = Stack((Segment(block, self.depth),), self.scan, self.remat, name='blocks')
-        sites = {name: f'*.attention/{name}' for name in memory or ()}
         x_BMD, features, _ = stack(
             x_BMD.astype(self.dtype),
             held,
             per_layer={**(per_layer or {}), **({} if begins else memory)},
-            capture=(*capture, *sites.values()),
+            capture=capture if memory is None else (*capture, *cache.SITES.values()),
             train=train,
         )
         if memory is not None:
-            start = 0 if begins else held
-            memory = {
-                name: jax.lax.dynamic_update_slice_in_dim(memory[name], features.pop(site), start, axis=2)
-                for name, site in sites.items()
-            }
+            memory = cache.kept(memory, features, 0 if begins else held)
         x_BMD = layer_norm(affine=True, dtype=self.dtype, name='norm')(x_BMD[:, 0 if self.causal else 1 :])
         # Published from zero, where all components would be and stay alike but for rounding.
         init = nn.initializers.normal(0.1 * self.width**-0.5)

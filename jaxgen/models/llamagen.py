@@ -20,6 +20,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxgen.config import Count, Depth, Dtype, Part, Size
+from jaxgen.layers import cache
 from jaxgen.layers.attention import attention, head_shape
 from jaxgen.layers.dropout import dropped, layer_keys
 from jaxgen.layers.embeddings import LabelEmbedding
@@ -27,7 +28,7 @@ from jaxgen.layers.linear import Linear
 from jaxgen.layers.mlp import Mlp, SwiGlu
 from jaxgen.layers.modulation import residual, rms_norm
 from jaxgen.layers.rope import rope_scales, rotate
-from jaxgen.layers.segment import Segment, expose
+from jaxgen.layers.segment import Segment
 from jaxgen.layers.stack import Stack, constrain
 
 # Depth, width and heads of the published sizes.
@@ -60,13 +61,13 @@ class Where:
 
 
 class CausalAttention(nn.Module):
-    """Attention to the tokens before, which may have keys and values in `cache`, and to oneself."""
+    """Attention to the tokens before, which may have keys and values in `before`, and to oneself."""
 
     heads: int
     implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x_BMD: jax.Array, where: Where, cache: Any) -> jax.Array:
+    def __call__(self, x_BMD: jax.Array, where: Where, before: Any) -> jax.Array:
         width = x_BMD.shape[-1]
         heads = head_shape(self.heads, width)
         q, k, v = (
@@ -77,13 +78,7 @@ class CausalAttention(nn.Module):
         if where.factor is not None:
             q, k = (each * where.factor[:, None, None].astype(each.dtype) for each in (q, k))
         q, k, v = (checkpoint_name(each, name) for each, name in ((q, 'query'), (k, 'key'), (v, 'value')))
-        expose(self, 'key', k)
-        expose(self, 'value', v)
-        if where.held is not None:
-            k, v = (
-                jax.lax.dynamic_update_slice_in_dim(cache[name], new, where.held, axis=1)
-                for name, new in (('key', k), ('value', v))
-            )
+        k, v = cache.among(self, k, v, where.held, before)
         causal = where.mask is None
         y = attention(q, k, v, where.mask, causal=causal, implementation=self.implementation)
         return Linear(width, merge=2, use_bias=False, kernel_init=_init, name='out')(y)
@@ -165,8 +160,7 @@ class LlamaGen(nn.Module):
     def cache(self, batch: int) -> dict[str, jax.Array]:
         """Room for the keys and values of all tokens that another one looks at, in every layer."""
         tokens = self.prefix + sum(self.lengths) - 1
-        shape = (self.depth, batch, tokens, self.heads, self.width // self.heads)
-        return {name: jnp.zeros(shape, self.dtype) for name in ('key', 'value')}
+        return cache.room(self.depth, batch, tokens, self.heads, self.width, self.dtype)
 
     def drops(self, keys_B: jax.Array) -> dict[str, jax.Array]:
         """`per_layer` of a training step: keys to draw by what is left out."""
@@ -197,20 +191,15 @@ class LlamaGen(nn.Module):
         where = self._where(None if begins else t, x_BMD.shape[1], text_mask_BP)
         block = LlamaBlock(self.width, self.heads, self.hidden, self.dropout, self.attention, parent=None)
         stack = Stack((Segment(block, self.depth),), self.scan, self.remat, name='blocks')
-        sites = {name: f'*.attention/{name}' for name in memory or ()}
         x_BMD, features, _ = stack(
             x_BMD.astype(self.dtype),
             where,
             per_layer={**per_layer, **({} if begins else memory)},
-            capture=(*capture, *sites.values()),
+            capture=capture if memory is None else (*capture, *cache.SITES.values()),
             train=train,
         )
         if memory is not None:
-            held = 0 if begins else where.held
-            memory = {
-                name: jax.lax.dynamic_update_slice_in_dim(memory[name], features.pop(site), held, axis=2)
-                for name, site in sites.items()
-            }
+            memory = cache.kept(memory, features, 0 if begins else where.held)
         x_BMD = _norm('norm', x_BMD[:, self.prefix - 1 :] if begins else x_BMD)
         head = Linear(self.codes, use_bias=False, kernel_init=nn.initializers.zeros, name='head')
         return constrain(head(x_BMD)).astype(jnp.float32), features, memory

@@ -20,13 +20,14 @@ import numpy as np
 from jaxgen.config import Count, Depth, Dtype, Part, Size
 from jaxgen.layers import digits
 from jaxgen.layers.attention import SelfAttention
-from jaxgen.layers.dropout import dropped, layer_keys
+from jaxgen.layers.dropout import dropped
 from jaxgen.layers.embeddings import LabelEmbedding
 from jaxgen.layers.linear import Linear
 from jaxgen.layers.mlp import Mlp
 from jaxgen.layers.modulation import layer_norm, residual
 from jaxgen.layers.segment import Segment, expose
 from jaxgen.layers.stack import Stack, constrain
+from jaxgen.models.maskgit import OfHiddenCodes
 
 EPSILON = 1e-12
 normal = nn.initializers.truncated_normal(0.02)
@@ -60,46 +61,10 @@ def _norm(name: str, x_BMD: jax.Array) -> jax.Array:
     return layer_norm(affine=True, epsilon=EPSILON, dtype=x_BMD.dtype, name=name)(x_BMD)
 
 
-class MaskBit(nn.Module):
-    """The network: called with tokens [B, N] and which of them are hidden, it gives logits [B, N, V].
+class MaskBit(OfHiddenCodes):
+    """The network; with `bits` a token is what its bits are, else it has a table."""
 
-    `cond` is {'label': int [B], 'drop': bool [B]}.
-    """
-
-    depth: int
-    width: int
-    heads: int
-    hidden: int
-    scales: tuple[tuple[int, int], ...]
-    codes: int
-    groups: int
     bits: bool
-    classes: int
-    dropout: float
-    dtype: Any
-    attention: str | None
-    scan: bool | int
-    remat: str
-    causal = False  # as order and objective 'masked' want it
-
-    @property
-    def vocabulary(self) -> int:
-        """The number of codes that a token may be."""
-        return digits.base(self.codes, self.groups)
-
-    @property
-    def places(self) -> int:
-        """The number of codes."""
-        return sum(rows * columns for rows, columns in self.scales)
-
-    def blank(self, x: Any, t: Any, cond: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, Any]:
-        """What the network is initialised with."""
-        shape = (len(cond['label']), self.places * self.groups)
-        return jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool), cond
-
-    def drops(self, keys_B: jax.Array) -> dict[str, jax.Array]:
-        """`per_layer` of a training step: the keys by which outputs are dropped."""
-        return {'keys': layer_keys(keys_B, self.depth)} if self.dropout else {}
 
     def setup(self) -> None:
         self.label = LabelEmbedding(self.classes, self.width)
@@ -131,11 +96,6 @@ class MaskBit(nn.Module):
         capture: tuple[str, ...] = (),
         train: bool = False,
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
-        if x_BN.shape[1] != self.places * self.groups:
-            raise ValueError(
-                f'{x_BN.shape[1]} tokens are given, and this network is of {self.places} codes of '
-                f'{self.groups} tokens each.'
-            )
         label_BD = self.label(cond['label'], cond['drop'])
         x_BMD = jnp.concatenate([self._embedded(x_BN, t_BN), label_BD[:, None]], axis=1) + self.position
         x_BMD = self.first_norm(x_BMD.astype(self.dtype))
@@ -146,7 +106,7 @@ class MaskBit(nn.Module):
 
     def _embedded(self, x_BN: jax.Array, t_BN: jax.Array) -> jax.Array:
         """A vector for each code: of its bits, or the sum of its groups' rows."""
-        x_BMG, t_BMG = (a.reshape(len(a), self.places, self.groups) for a in (x_BN, t_BN))
+        x_BMG, t_BMG = map(self.by_groups, (x_BN, t_BN))
         if not self.bits:
             rows = jnp.where(t_BMG, self.vocabulary, x_BMG)
             return sum(jnp.take(t, rows[..., g], axis=0, mode='fill') for g, t in enumerate(self.tables))

@@ -112,10 +112,9 @@ class MaskGITBlock(nn.Module):
         return residual(x_BLD, h, gate_mlp)
 
 
-class MaskGIT(nn.Module):
-    """The network: called with tokens [B, N] and which of them are hidden, it gives logits [B, N, V].
-
-    `cond` is {'label': int [B], 'drop': bool [B]}.
+class OfHiddenCodes(nn.Module):
+    """What a network is asked for that is called with tokens [B, N] and which of them are hidden, and gives
+    logits [B, N, V]. `cond` is {'label': int [B], 'drop': bool [B]}.
     """
 
     depth: int
@@ -126,12 +125,12 @@ class MaskGIT(nn.Module):
     codes: int
     groups: int
     classes: int
-    registers: int
     dropout: float
     dtype: Any
     attention: str | None
     scan: bool | int
     remat: str
+
     causal = False  # as order and objective 'masked' want it
 
     @property
@@ -153,6 +152,21 @@ class MaskGIT(nn.Module):
         """`per_layer` of a training step: the keys by which outputs are dropped."""
         return {'keys': layer_keys(keys_B, self.depth)} if self.dropout else {}
 
+    def by_groups(self, x_BN: jax.Array) -> jax.Array:
+        """Tokens side by side that make up a code, [B, M, G]."""
+        if x_BN.shape[1] != self.places * self.groups:
+            raise ValueError(
+                f'{x_BN.shape[1]} tokens are given, and this network is of {self.places} codes of '
+                f'{self.groups} tokens each.'
+            )
+        return x_BN.reshape(len(x_BN), self.places, self.groups)
+
+
+class MaskGIT(OfHiddenCodes):
+    """The network, with `registers` tokens of its own."""
+
+    registers: int
+
     @nn.compact
     def __call__(
         self,
@@ -165,11 +179,6 @@ class MaskGIT(nn.Module):
         capture: tuple[str, ...] = (),
         train: bool = False,
     ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
-        if x_BN.shape[1] != self.places * self.groups:
-            raise ValueError(
-                f'{x_BN.shape[1]} tokens are given, and this network is of {self.places} codes of '
-                f'{self.groups} tokens each.'
-            )
         label_BD = LabelEmbedding(self.classes, self.width, name='label')(cond['label'], cond['drop'])
         c_BD = condition(label_BD, self.dtype)
         table = self.param('table', normal, (self.groups * (self.vocabulary + 1), self.width))
@@ -188,7 +197,7 @@ class MaskGIT(nn.Module):
 
     def _embedded(self, table: jax.Array, x_BN: jax.Array, t_BN: jax.Array) -> jax.Array:
         """A vector for each code, the sum of its tokens', and for its place."""
-        rows = jnp.where(t_BN, self.vocabulary, x_BN).reshape(len(x_BN), self.places, self.groups)
+        rows = self.by_groups(jnp.where(t_BN, self.vocabulary, x_BN))
         rows = rows + jnp.arange(self.groups) * (self.vocabulary + 1)
         embedded = jnp.take(table, rows, axis=0, mode='fill').sum(2)
         return embedded + self.param('position', normal, (self.places, self.width))

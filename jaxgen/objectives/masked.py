@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxgen import keys as random
@@ -74,7 +73,7 @@ def telling(
         out, _, _ = network(known['model'], tokens, hidden, cond, per_layer=per_layer, train=train)
         errors = letters.loss(out, tokens, smoothing)
         counted = jnp.ones_like(errors) if everywhere else hidden.astype(errors.dtype)
-        metrics = _by_scale(letters.scales, errors, hidden.astype(errors.dtype))
+        metrics = alphabet.errors_by_scale(errors, hidden.astype(errors.dtype), letters.scales)
         if jnp.issubdtype(tokens.dtype, jnp.integer):
             right = (jnp.argmax(out, -1) == tokens) & hidden
             metrics['accuracy'] = (right.sum().astype(jnp.float32), hidden.sum().astype(jnp.float32))
@@ -92,16 +91,3 @@ def hiding(
     chance = random.draw(jax.random.uniform, random.fold(keys_B, 'which'), (tokens,))
     rank = jnp.argsort(jnp.argsort(chance, axis=1), axis=1)
     return rank < jnp.maximum(1, jnp.floor(tokens * share))[:, None]
-
-
-def _by_scale(
-    scales: tuple[tuple[int, int], ...], errors_BN: Array, hidden_BN: Array
-) -> dict[str, tuple[Array, Array]]:
-    """The mean error of each scale's hidden tokens."""
-    lengths = np.array([rows * columns for rows, columns in scales])
-    ends = np.cumsum(lengths * (errors_BN.shape[1] // lengths.sum()))[:-1]
-    parts = zip(scales, *(jnp.split(each, ends, axis=1) for each in (errors_BN, hidden_BN)), strict=True)
-    return {
-        f'error_{rows}x{columns}': ((errors * hidden).sum(), hidden.sum())
-        for (rows, columns), errors, hidden in parts
-    }

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxgen import keys as random
@@ -60,17 +59,7 @@ def predicting(
         per_layer = network.module.drops(random.fold(keys, 'layers')) if train else None
         out, _, _ = network(known['model'], tokens, None, cond, per_layer=per_layer, train=train)
         errors_BN = letters.loss(out, tokens, smoothing)
-        weight = jnp.float32(len(errors_BN))
-        return errors_BN.mean(1).sum(), weight, state, by_scale(errors_BN, letters.scales, weight)
+        metrics = alphabet.errors_by_scale(errors_BN, jnp.ones_like(errors_BN), letters.scales)
+        return errors_BN.mean(1).sum(), jnp.float32(len(errors_BN)), state, metrics
 
     return loss
-
-
-def by_scale(errors_BN: Array, scales: tuple[tuple[int, int], ...], weight: Array) -> dict[str, tuple]:
-    """The error of each scale, where there are several, as metrics."""
-    if len(scales) == 1:
-        return {}
-    ends = np.cumsum([rows * columns for rows, columns in scales])[:-1]
-    parts = jnp.split(errors_BN, ends, axis=1)
-    names = [f'error_{rows}x{columns}' for rows, columns in scales]
-    return {name: (part.mean(1).sum(), weight) for name, part in zip(names, parts, strict=True)}

@@ -6,6 +6,7 @@ was trained by, so that a checkpoint of another run is refused with the first th
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import jaxgen
 from jaxgen.training.digest import digests, total
 
+log = logging.getLogger('jaxgen')
 LAYOUT = 2
 SHOWN = 5
 
@@ -84,6 +86,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     old, new = _telling(before), _telling(now)
     differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return _first([f'{key} (was {_said(old, key)}, is {_said(new, key)})' for key in differing])
+
+
+def compare(section: str, before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Warn of the keys in which a section of two configs differs; `before` is that of `where`."""
+    if differing := differences(*({section: config.get(section, {})} for config in (before, now))):
+        log.warning(
+            'The %s is taken from %s, where its section in the config was another: %s.',
+            section,
+            where,
+            differing,
+        )
 
 
 def _telling(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def test_codes_are_learned_and_drawn_as_tokens(variant, tokens, vocabulary):
     total, weight, _, metrics = jax.jit(built.objective.phases[0].loss)(
         trained, {}, frozen, given, keys, jnp.int32(0)
     )
-    assert 2 <= weight <= batch * tokens and set(metrics) == {'accuracy', 'error_8x8'}
+    assert 2 <= weight <= batch * tokens and set(metrics) == {'accuracy'}
     assert abs(total / weight - np.log(vocabulary)) < 0.5
     cond, null = ({'label': label, 'drop': jnp.full(batch, drop)} for drop in (False, True))
     sampler = built.sampler

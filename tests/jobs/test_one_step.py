@@ -7,6 +7,7 @@ from configurations import configuration
 
 from jaxgen import recipe
 from jaxgen.data.pipeline import batches
+from jaxgen.generate import make_generator
 from jaxgen.program import assemble, number
 from jaxgen.training import sharding
 
@@ -120,3 +121,35 @@ def test_a_step_is_that_of_one_device(network, mesh, alone):
 def test_an_axis_that_does_nothing_is_refused(mesh, changes, words):
     with pytest.raises(ValueError, match=words):
         program('dit_folder', mesh, **changes)
+
+
+@pytest.mark.parametrize(
+    'network',
+    [
+        'var_imagenet',
+        'maskgit_imagenet',
+        'ar_imagenet',
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ('mvar_imagenet', 'givt_imagenet', 'flexvar_shapes')
+        ),
+    ],
+)
+def test_what_is_drawn_is_that_of_one_device(network):
+    """With parameters that look at everything; the codes that a network chooses are the same."""
+    drawn, rng = {}, np.random.RandomState(0)
+    start = jax.device_get(jax.jit(program(network, {'data': 1}).recipe.init)(jax.random.key(0)))
+    start = jax.tree.map(lambda leaf: np.float32(leaf + 0.1 * rng.standard_normal(leaf.shape)), start)
+    for mesh in ({'data': 1}, MESHES['all']):
+        built = program(network, mesh)
+        own = built.recipe
+        params = {
+            name: jax.device_put(tree, jax.tree.map(lambda leaf: leaf.sharding, built.layout(name)))
+            for name, tree in start.items()
+        }
+        generate = make_generator(own, built.mesh, BATCH)
+        examples = [own.conditioner.example(str(label)) for label in range(BATCH)]
+        drawn[len(mesh)] = generate(params, examples, range(BATCH), own.sampler.knobs()).astype(int)
+    one, several = drawn.values()
+    assert one.std(0).max() > 5
+    assert np.abs(one - several).max() <= 1

@@ -1,0 +1,82 @@
+"""Generators of codes through the jobs: a tokenizer from a run, known tokens by --mask, other sizes."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+from configurations import configuration
+from PIL import Image
+
+from jaxgen import recipe
+from jaxgen.jobs import evaluate, sample, train
+from jaxgen.program import assemble, check_sources, load_params
+
+
+def following(folder):
+    """The config of a small FlexVAR on the tokenizer of the run in a folder."""
+    config = configuration('flexvar_shapes')
+    config.networks.tokenizer = {'init_from': str(folder)}
+    config.train.update(steps=2, sample_every=0)
+    config.metric.prompts = 2
+    return config
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """The runs of a tokenizer and of what learned its codes."""
+    tokenizer, model = (tmp_path_factory.mktemp(name) for name in ('tokenizer', 'model'))
+    config = configuration('vq_shapes')
+    config.tokenizer.bottleneck = configuration('flexvar_shapes').tokenizer.bottleneck
+    config.train.update(sample_every=0, held_out_every=0)
+    train.run(recipe.build(config), tokenizer)
+    train.run(recipe.build(following(tokenizer)), model)
+    return tokenizer, model
+
+
+def test_a_tokenizer_told_otherwise_than_in_its_run_is_warned_of(runs, caplog):
+    config = following(runs[0])
+    with caplog.at_level(logging.WARNING, logger='jaxgen'):
+        check_sources(assemble(recipe.build(config)))
+        assert not [words for words in caplog.messages if 'taken from' in words]
+        config.tokenizer.bottleneck.update(scales=(1, 2, 8), distance='cosine')
+        config.objective.schedules = ((1, 4, 8),)
+        check_sources(assemble(recipe.build(config)))
+    (words,) = [words for words in caplog.messages if 'taken from' in words]
+    assert f'from {runs[0]},' in words and "distance (was not set, is 'cosine')" in words
+    assert 'scales (was [1, 2, 3, 4, 6, 8], is [1, 2, 8])' in words
+
+
+def test_a_mask_keeps_what_it_does_not_cover(runs, tmp_path):
+    """With nothing to paint, all tokens are the picture's own: it comes back as its tokenizer gives it."""
+    built = recipe.build(following(runs[0]))
+    picture = built.source('train')[0]['image']
+    Image.fromarray(picture).save(tmp_path / 'picture.png')
+    drawn = {}
+    for name, covered in (('none', 0), ('right', 16), ('all', 32)):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[:, 32 - covered :] = 255
+        Image.fromarray(mask).save(tmp_path / 'mask.png')
+        files = {'init': str(tmp_path / 'picture.png'), 'mask': str(tmp_path / 'mask.png')}
+        record = sample.run(built, runs[1], ['3'], seed=3, **files)
+        drawn[name] = np.asarray(Image.open(runs[1] / record['files'][0])).astype(int)
+    params = load_params(assemble(built), runs[1])[1]
+    tokenizer = built.tokenizer
+
+    @jax.jit
+    def given_back(image):
+        return tokenizer.decode(params, tokenizer.embed(params, tokenizer.codes(params, image)))[0]
+
+    expected = np.asarray(given_back(picture[None].astype(np.float32) / 127.5 - 1))
+    assert np.abs(drawn['none'] - expected).max() <= 1
+    changed = {name: np.abs(image - expected).max((0, 2)) > 1 for name, image in drawn.items()}
+    assert changed['all'].any() and changed['right'].any()
+
+
+def test_another_size_is_judged(runs):
+    built = recipe.build(following(runs[0]))
+    record = evaluate.run(built, runs[1], size='48x32', exact=True)
+    written = json.loads((runs[1] / 'evaluate.json').read_text())
+    assert written['drawn'] == [48, 32] and written['metrics'] == record['metrics']
+    assert set(record['metrics']) == {'colour', 'shape', 'count', 'label'}
