@@ -1,6 +1,7 @@
 """A small classifier of the shapes' labels, whose features the Fréchet distance of shapes is measured in.
 
-For: making the parameters that ship beside jaxgen/encoders/shapes_classifier.py, whose `keep` writes them.
+For: making the parameters that ship beside jaxgen/encoders/shapes_classifier.py, where
+`python tests/encoders/keep_classifier.py RUN` puts them.
 """
 
 from ml_collections import ConfigDict

@@ -311,8 +311,6 @@ def call(function: Callable, settings: Mapping[str, Any], known: Mapping[str, An
 
 
 def _resolve(section: str, name: Any, room: str | None = None) -> Callable:
-    if not name:
-        raise ValueError(f'{section}.name is missing.')
     target, _, attribute = name.partition(':') if isinstance(name, str) else ('', '', '')
     if not all(word.isidentifier() for word in target.split('.')):
         raise ValueError(f'{section}.name is {name!r}; it must be the name of a module.')
@@ -328,10 +326,10 @@ def _resolve(section: str, name: Any, room: str | None = None) -> Callable:
         raise ValueError(
             f"{section}.name is '{name}', but there is no module {target}." + _siblings(target)
         ) from None
-    attribute = attribute or 'build'
-    if not callable(getattr(module, attribute, None)):
-        raise ValueError(f"{section}.name is '{name}', but {target} has no '{attribute}' to call.")
-    return getattr(module, attribute)
+    found = getattr(module, attribute or 'build', None)
+    if not callable(found):
+        raise ValueError(f"{section}.name is '{name}', but {target} has no '{attribute or 'build'}' to call.")
+    return found
 
 
 def _siblings(target: str) -> str:
@@ -339,8 +337,9 @@ def _siblings(target: str) -> str:
         package = importlib.import_module(target.rpartition('.')[0])
     except ModuleNotFoundError:
         return ''
-    names = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
-    return f' There are: {", ".join(names)}.'
+    found = pkgutil.iter_modules(package.__path__, f'{package.__name__}.')
+    parts = [each.name for each in found if hasattr(importlib.import_module(each.name), 'build')]
+    return f' There are: {", ".join(name.rpartition(".")[2] for name in parts)}.'
 
 
 def _signature(section: str, config: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:

@@ -37,7 +37,7 @@ REFUSALS = {
     'fraction for a count': ({'model.depth': 2.5}, 'model.depth is 2.5, a float; it must be int | None'),
     'number for a switch': ({'train.flip': 1}, 'train.flip is 1, an int; it must be bool'),
     'missing key': ({'train.steps': None}, 'train.steps is missing'),
-    'missing name': ({'model.name': None}, 'model.name is missing'),
+    'missing name': ({'model.name': None}, 'model.name is None; it must be the name of a module'),
     'unknown part': ({'model.name': 'pixert'}, r'no module jaxgen.models.pixert. There are: dit, .*pixart'),
     'unknown part of a part': ({'sampler.solver.name': 'hein'}, r'diffusion.solvers.hein. .*euler, heun'),
     'unknown sampler': ({'sampler.name': 'diffuse'}, 'no module jaxgen.diffuse'),

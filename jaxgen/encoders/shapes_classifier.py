@@ -10,7 +10,6 @@ by the same features only, so the parameters that `configs/classifier_shapes.py`
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -64,11 +63,6 @@ def kept() -> Mapping[str, np.ndarray]:
     """The parameters that ship."""
     with np.load(KEPT) as arrays:
         return dict(arrays)
-
-
-def keep(params: Mapping[str, Any], path: Path = KEPT) -> None:
-    """Write trained parameters to be shipped."""
-    np.savez_compressed(path, **{name: np.asarray(leaf, np.float16) for name, leaf in params.items()})
 
 
 def build(labels: Count = 32, trained: bool = True) -> ShapesClassifier:

@@ -121,7 +121,8 @@ def predicting(
         cond = conditioner.embed(known, batch, dropped, random.fold(keys, 'embed'))
         # Shapes are the scales', so the whole batch has one row of them, and its first example draws it.
         chosen = jax.random.randint(random.fold(keys[0], 'schedule'), (), 0, len(forms))
-        branches = [functools.partial(by, form) for form in forms]
+        # Recomputed, for the gradient of a switch keeps what any of its branches would need.
+        branches = [jax.checkpoint(functools.partial(by, form)) for form in forms]
         errors, right, parts = jax.lax.switch(chosen, branches, known, latents, cond, keys, step)
         names = [f'{rows}x{columns}' for rows, columns in tokenizer.scales] if alone else ['last']
         weight = jnp.float32(errors.size)

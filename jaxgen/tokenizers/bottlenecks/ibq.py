@@ -29,7 +29,6 @@ class IndexBackpropagation(Quantizer):
     commitment: float = 0.25
     entropy: float = 0.05
     temperature: float = 0.01
-    distance: str = 'euclidean'  # for k-means, which it needs none of
     learning: Learning = Learning()
 
     vocabulary = property(lambda self: self.codes)

@@ -25,6 +25,7 @@ class Quantizer(nn.Module):
 
     inputs = property(lambda self: self.channels)
     learning = None
+    distance = 'euclidean'  # by which k-means begins
 
     def chosen(self, z: Array) -> Array:
         """The codes of latents [..., C]."""
