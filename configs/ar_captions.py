@@ -30,7 +30,6 @@ def get_config(variant: str = '') -> ConfigDict:
         channels=256,
         kernel=1,
         bottleneck=dict(name='vq', codes=16_384, channels=8, distance='sphere'),
-        dtype='bfloat16',
     )
     config.conditioner = dict(name='t5', size='xl', length=120, dtype='bfloat16')
     config.model = dict(name='llamagen', size='XL', dtype='bfloat16', remat='named')

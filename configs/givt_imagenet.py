@@ -8,7 +8,7 @@ authors' measure is one less). Otherwise than published, pictures are cut in the
 attention and MLP give alone, and there is no adapter.
 The authors' networks: --config.networks.model.init_from=givt_imagenet_2012_causal_params.npz. Their
 autoencoders are files of TensorFlow, which are not read: train one, by the objective of
-`configs/vq_shapes.py:kl`, and give --config.networks.tokenizer.init_from=RUN.
+`configs/vq_shapes.py:kl` with absolute=0 and square=0.5, and give --config.networks.tokenizer.init_from=RUN.
 Expect: nothing measured yet; the authors' FID-50k is 3.35 causal and 4.53 masked.
 """
 
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 VARIANTS = ('', 'large', 'masked', 'tiny')
 IMAGES = 1_281_167
+BETA = 16**3 / (3 * 256**2)  # theirs is of sums over latents and pixels, ours of means
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -30,7 +31,7 @@ def get_config(variant: str = '') -> ConfigDict:
         widths=(128, 128, 256, 256, 512),
         attention=(),
         middle_attention=False,
-        bottleneck=dict(name='kl', channels=16, weight=5e-5),
+        bottleneck=dict(name='kl', channels=16, weight=BETA * 5e-5),
         dtype='bfloat16',
     )
     config.conditioner = dict(name='labels', classes=1000)
@@ -62,7 +63,7 @@ def get_config(variant: str = '') -> ConfigDict:
     )
     if variant == 'large':
         config.model.update(size='large', dropout=0.3)
-        config.tokenizer.bottleneck.weight = 1e-5
+        config.tokenizer.bottleneck.weight = BETA * 1e-5
     if variant == 'masked':
         config.model.update(order='masked', dropout=0.4)
         config.objective.update(name='masked', furthest=0.7)

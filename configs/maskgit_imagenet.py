@@ -42,7 +42,6 @@ def get_config(variant: str = '') -> ConfigDict:
         channels=256,
         kernel=1,
         bottleneck=dict(name='vq', codes=16_384, channels=8, distance='sphere'),
-        dtype='bfloat16',
     )
     config.conditioner = dict(name='labels', classes=1000)
     config.model = dict(name='maskgit', size=size, dropout=0.1, dtype='bfloat16', remat='named')

@@ -26,7 +26,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config = ConfigDict()
     config.data = dict(name='tfds', dataset='imagenet2012', label_key='label', split='train', resolution=256)
     config.held_out = dict(split='validation')
-    config.tokenizer = dict(name='vqgan', bottleneck=dict(name='residual'), dtype='bfloat16')
+    config.tokenizer = dict(name='vqgan', bottleneck=dict(name='residual'))
     config.conditioner = dict(name='labels', classes=1000)
     config.model = dict(
         name='mvar',

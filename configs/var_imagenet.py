@@ -4,13 +4,13 @@ For: published weights, to draw with or to go on training, and a TPU slice with 
 `imagenet2012`. As published: the tokenizer vae_ch160v4096z32, width 64 x depth, AdamW at 1e-4 (from depth 30
 on 8e-5) for a batch of 256 with weight decay 0.05, clipping at 2, a linear fall of the learning rate, 200 or
 350 epochs, no averages; guidance 1.5 in the authors' measure, 900 codes, a nucleus of 0.96. Otherwise than
-published, pictures are cut in their middle, and at depth 30 the decay does not rise to 0.08.
+published, pictures are cut in their middle, and from depth 30 on the decay does not rise to 0.08.
 The authors' files: --config.networks.model.init_from=var_d16.pth
 --config.networks.tokenizer.init_from=vae_ch160v4096z32.pth.
 Cost: `--mode=plan` prints parameters, FLOPs a step and memory a device before anything is rented. Encode
 once: `--mode=cache --workdir=runs/cache`, then train with `--config.data.cache=runs/cache`.
-'code' is CoDe (arXiv:2411.17787) of published weights: depth 30 drafts 8 scales, depth 16 draws the last two;
---config.networks.refiner.init_from=var_d16.pth.
+'code' is CoDe (arXiv:2411.17787) of published weights, var_d30.pth and var_d16.pth: depth 30 drafts 8 scales,
+depth 16 draws the last two, and it is the one that goes on training.
 Expect: nothing measured yet; the authors' FID-50k is 3.55 for depth 16, 1.97 for 30, and 2.63 for 36 at 512.
 """
 
@@ -32,15 +32,13 @@ def get_config(variant: str = '') -> ConfigDict:
         name='tfds', dataset='imagenet2012', label_key='label', split='train', resolution=resolution
     )
     config.held_out = dict(split='validation')
-    config.tokenizer = dict(
-        name='vqgan', bottleneck=dict(name='residual', scales=SCALES[resolution]), dtype='bfloat16'
-    )
+    config.tokenizer = dict(name='vqgan', bottleneck=dict(name='residual', scales=SCALES[resolution]))
     config.conditioner = dict(name='labels', classes=1000)
     config.model = dict(
         name='var',
         depth=depth,
         shared=depth == 36,
-        gate=1e-3 if depth == 16 else 1e-5,
+        gate={16: 1e-3, 30: 1e-5, 36: 5e-6}[depth],
         dtype='bfloat16',
         remat='named',
     )
@@ -73,7 +71,11 @@ def get_config(variant: str = '') -> ConfigDict:
         keep_period=50_000,
     )
     if variant == 'code':
-        config.networks.refiner = dict(module=dict(name='var', depth=16, dtype='bfloat16'))
+        config.networks.model = dict(init_from='var_d30.pth')
+        config.networks.refiner = dict(
+            module=dict(name='var', depth=16, dtype='bfloat16'), init_from='var_d16.pth'
+        )
+        config.objective.network = 'refiner'
         config.sampler.order.update(refiner='refiner', drafted=8)
     if variant == 'tiny':
         config.data = dict(name='synthetic', resolution=16, classes=1000, captions=False, examples=32)

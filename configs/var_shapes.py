@@ -2,7 +2,7 @@
 
 For: next-scale prediction from nothing, on the codes of `configs/vq_shapes.py`, which is trained first, into
 runs/vq_shapes (or --config.networks.tokenizer.init_from=RUN). 32 labels: a colour and a shape.
-'code' is CoDe (arXiv:2411.17787): a tenth of its size, a refiner learns beside it once it is trained, into
+'code' is CoDe (arXiv:2411.17787): a sixth of its size, a refiner learns beside it once it is trained, into
 runs/var_shapes, and draws all scales but the first `sampler.order.drafted`.
 Expect: label 0.91 on 768 pictures; 40 minutes on one core beside other work, from codes that are cached
 (`--mode=cache`). Without the mistakes that it is told in training it is 0.84.

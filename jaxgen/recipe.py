@@ -183,7 +183,8 @@ def build(config: Mapping[str, Any]) -> Recipe:
     known.update(latent=tokenizer.latent, channels=tokenizer.latent[-1])
     known.update(getattr(tokenizer, 'provides', {}))
     if 'classes' in _signature('conditioner', config) and not config['conditioner'].get('classes'):
-        known['classes'] = source('train').description.classes
+        said = source('train').description
+        known |= {'classes': said.classes, 'label_names': said.label_names}
         config['conditioner'].pop('classes', None)
         if not known['classes']:
             raise ValueError(

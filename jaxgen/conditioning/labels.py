@@ -15,6 +15,7 @@ class Labels:
     """The conditioner of class-conditional networks."""
 
     classes: int
+    names: tuple[str, ...] = ()
     trains: tuple[str, ...] = ()
     holds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     nothing: None = None
@@ -43,18 +44,23 @@ class Labels:
 
     def describe(self, example: Mapping[str, Any]) -> str:
         """A caption for pictures and records."""
-        return f'class {example["label"]}'
+        label = int(example['label'])
+        return self.names[label] if self.names else f'class {label}'
 
     def example(self, prompt: str) -> dict[str, Any]:
-        """The example that a prompt from the command line stands for: a class number."""
-        if not (prompt.strip().isdecimal() and int(prompt) < self.classes):
+        """The example that a prompt from the command line stands for: a class's number, or its name."""
+        asked = prompt.strip()
+        if asked in self.names:
+            return {'label': self.names.index(asked)}
+        if not (asked.isdecimal() and int(asked) < self.classes):
+            named = f", or their names, such as '{self.names[-1]}'" if self.names else ''
             raise ValueError(
                 f"'{prompt[:40]}' is no label; this recipe is conditioned on class numbers, from 0 to "
-                f'{self.classes - 1}.'
+                f'{self.classes - 1}{named}.'
             )
-        return {'label': int(prompt)}
+        return {'label': int(asked)}
 
 
-def build(classes: Count) -> Labels:
+def build(classes: Count, label_names: tuple[str, ...] | None = None) -> Labels:
     """The conditioner for the data's classes."""
-    return Labels(classes)
+    return Labels(classes, label_names or ())

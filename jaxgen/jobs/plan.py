@@ -199,10 +199,7 @@ def _sampling_advice(program: Program) -> list[str]:
     shards = mesh.shape['data'] * mesh.shape['fsdp']
     if recipe.train.sample_batch > shards:
         found.append(f'--config.train.sample_batch={max(shards, recipe.train.sample_batch // 2)}')
-    if (
-        'kl_vae' in recipe.config['tokenizer'].get('name', '')
-        and 'decoding' not in recipe.config['tokenizer']
-    ):
+    if getattr(recipe.tokenizer, 'decoding', '') == 'whole':
         found.append('--config.tokenizer.decoding=tiled')
     if mesh.size > 1 and mesh.shape['fsdp'] == 1:
         found.append('--config.mesh.fsdp=-1')

@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxgen import keys as random
 from jaxgen.config import Count, Depth, Dtype, Part, Positive, Size
+from jaxgen.layers import cache
 from jaxgen.layers.attention import attention, head_shape
 from jaxgen.layers.embeddings import LabelEmbedding
 from jaxgen.layers.linear import Initializer, Linear
@@ -77,7 +78,7 @@ class ScaleAttention(nn.Module):
     inside: tuple[int, ...] = ()
 
     @nn.compact
-    def __call__(self, x_BMD: jax.Array, mask: jax.Array | None, cache: Any) -> jax.Array:
+    def __call__(self, x_BMD: jax.Array, mask: jax.Array | None, before: Any) -> jax.Array:
         width = x_BMD.shape[-1]
         heads, init = head_shape(self.heads, width), normal(self.deviation)
         q = Linear(heads, kernel_init=init, name='query')(x_BMD)
@@ -95,7 +96,7 @@ class ScaleAttention(nn.Module):
         expose(self, 'value', v)
         if self.held:
             k, v = (
-                jnp.concatenate([cache[name][:, : self.held], new], axis=1)
+                jnp.concatenate([before[name][:, : self.held], new], axis=1)
                 for name, new in (('key', k), ('value', v))
             )
         if self.inside:
@@ -210,8 +211,7 @@ class VAR(nn.Module):
 
     def cache(self, batch: int) -> dict[str, jax.Array]:
         """Room for the keys and values of every token in every layer."""
-        shape = (self.depth, batch, offsets(self.scales)[-1], self.heads, self.width // self.heads)
-        return {name: jnp.zeros(shape, self.dtype) for name in ('key', 'value')}
+        return cache.room(self.depth, batch, offsets(self.scales)[-1], self.heads, self.width, self.dtype)
 
     def drops(self, keys_B: jax.Array) -> dict[str, jax.Array]:
         """`per_layer` of a training step: which halves of layers are left out, the more often the later."""
@@ -335,7 +335,7 @@ def build(
 
     It is 64 wide a layer of its depth, with as many heads; `hidden` and `heads` override it. `shared`: the
     condition's modulations are made once for all layers. `gate`: how far gates are open at first, published
-    1e-3 up to depth 20, 1e-4 at 24, 1e-5 from 30 on. `unit_norm`: queries and keys have unit length.
+    1e-3 up to depth 20, 1e-4 at 24, 1e-5 at 30, 5e-6 at 36. `unit_norm`: queries and keys have unit length.
     `drop_path` is how often the last layer's halves are left out in training, 0.1 x depth / 24 as published.
     """
     return VAR(

@@ -43,7 +43,8 @@ def build(
     smoothing: the share of the target that all codes have alike; drop: how often the condition is left out,
     for guidance. joined: the step from which on all scales count, the first `first` of them from the
     beginning and the others one by one, each rising to its weight in `rise` steps; 0 is all at once.
-    schedules: other scales than the tokenizer's, for a network that takes any; each step draws one.
+    schedules: more rows of scales than the tokenizer's, for a network that takes any; each step draws one of
+    them all, which are as many compiled programs.
     mistakes: the most of an image's tokens that are told as those of another place of their scale, for later
     scales to make up for. network: the one that trains, such as a refiner beside a model that has trained.
     """
@@ -121,8 +122,9 @@ def predicting(
         cond = conditioner.embed(known, batch, dropped, random.fold(keys, 'embed'))
         # Shapes are the scales', so the whole batch has one row of them, and its first example draws it.
         chosen = jax.random.randint(random.fold(keys[0], 'schedule'), (), 0, len(forms))
-        # Recomputed, for the gradient of a switch keeps what any of its branches would need.
-        branches = [jax.checkpoint(functools.partial(by, form)) for form in forms]
+        branches = [functools.partial(by, form) for form in forms]
+        if len(forms) > 1:  # the gradient of a switch would keep what any of its branches needs
+            branches = [jax.checkpoint(branch) for branch in branches]
         errors, right, parts = jax.lax.switch(chosen, branches, known, latents, cond, keys, step)
         names = [f'{rows}x{columns}' for rows, columns in tokenizer.scales] if alone else ['last']
         weight = jnp.float32(errors.size)

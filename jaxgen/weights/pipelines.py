@@ -57,7 +57,9 @@ def write_rest(
         settings = json.loads(vocabulary.files.get('tokenizer_config.json', '{}'))
         index['tokenizer'] = ['transformers', settings.get('tokenizer_class', 'T5Tokenizer')]
     else:
-        index['id2label'] = {str(label): f'class {label}' for label in range(conditioner.classes)}
+        index['id2label'] = {
+            str(label): conditioner.describe({'label': label}) for label in range(conditioner.classes)
+        }
     _write(folder / 'model_index.json', index)
 
 

@@ -16,7 +16,15 @@ def test_labels_out_of_range_are_refused():
         conditioner.arrays([{'label': 3}])
     with pytest.raises(ValueError, match='is no label'):
         conditioner.example('a red circle')
-    assert conditioner.example(' 2 ') == {'label': 2}
+    assert conditioner.example(' 2 ') == {'label': 2} and conditioner.describe({'label': 2}) == 'class 2'
+
+
+def test_labels_have_names_where_the_data_say_them():
+    conditioner = labels.build(classes=2, label_names=('a cat', 'a dog'))
+    assert conditioner.example('a dog') == conditioner.example('1') == {'label': 1}
+    assert conditioner.describe({'label': np.int32(1)}) == 'a dog'
+    with pytest.raises(ValueError, match="from 0 to 1, or their names, such as 'a dog'"):
+        conditioner.example('a cow')
 
 
 def test_no_two_words_of_the_shapes_share_an_id():

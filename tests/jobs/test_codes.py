@@ -70,8 +70,10 @@ def test_a_mask_keeps_what_it_does_not_cover(runs, tmp_path):
 
     expected = np.asarray(given_back(picture[None].astype(np.float32) / 127.5 - 1))
     assert np.abs(drawn['none'] - expected).max() <= 1
-    changed = {name: np.abs(image - expected).max((0, 2)) > 1 for name, image in drawn.items()}
-    assert changed['all'].any() and changed['right'].any()
+    changed = {name: np.abs(image - expected).mean((0, 2)) for name, image in drawn.items()}
+    assert changed['all'].max() > 1
+    # Norms carry a little of what is new to all places.
+    assert 2 * changed['right'][:8].mean() < changed['right'][-8:].mean()
 
 
 def test_another_size_is_judged(runs):

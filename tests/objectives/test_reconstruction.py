@@ -1,5 +1,6 @@
 """What a tokenizer's training minimises, against its definitions; and that all of it trains."""
 
+import math
 import types
 
 import jax
@@ -136,15 +137,17 @@ def test_both_phases_train_and_the_codebook_is_what_its_state_says(tmp_path, mon
     assert set(trained['ema']) == {'tokenizer'} and (np.abs(trained['state']['anchors']) > 0).all()
 
 
-@pytest.mark.slow
-def test_steps_on_eight_devices_are_those_of_one(tmp_path, monkeypatch):
+@pytest.mark.usefixtures('split_small')
+@pytest.mark.parametrize('mesh', [{'data': 2, 'fsdp': 4}, pytest.param({'data': 8}, marks=pytest.mark.slow)])
+def test_steps_on_eight_devices_are_those_of_one(mesh, tmp_path, monkeypatch):
     """Both phases, with k-means, running averages and restarts."""
     monkeypatch.setenv('JAXGEN_DATA_DIR', str(tmp_path / 'data'))
     ends = []
-    for count in (1, 8):
+    for across in ({'data': 1}, mesh):
         # Adam divides by the gradient's size; a floor keeps rounding of what is zero from counting.
-        built = tiny(4, optimizer={'name': 'adamw', 'learning_rate': 1e-3, 'options': {'eps': 1e-3}})
-        program = assemble(built, jax.devices()[:count])
+        optimizer = {'name': 'adamw', 'learning_rate': 1e-3, 'options': {'eps': 1e-3}}
+        built = tiny(4, optimizer=optimizer, mesh=across)
+        program = assemble(built, jax.devices()[: math.prod(across.values())])
         state, frozen = program.fresh(), program.frozen()
         source = batches(built.source('train'), built.conditioner.arrays, seed=0, batch=8, threads=0)
         for step in range(4):

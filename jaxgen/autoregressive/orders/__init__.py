@@ -49,4 +49,5 @@ def kept(scales: tuple[tuple[int, int], ...], mask: Array | None) -> list[Array]
     if mask is None:
         return [jnp.zeros((1, math.prod(scale)), bool) for scale in scales]
     under = [resize(1 - mask, scale, 'bilinear').reshape(len(mask), -1) > 0.5 for scale in scales]
-    return [keep | (keep.shape[1] <= FEW) for keep in under]
+    some = (mask < 0.5).reshape(len(mask), -1).any(1, keepdims=True)
+    return [keep | (some & (keep.shape[1] <= FEW)) for keep in under]
