@@ -58,12 +58,13 @@ def get_config(variant: str = '') -> ConfigDict:
     config.ema = dict(decay=0.98)
     config.mesh = dict(data=-1)
     config.train = dict(
-        steps=2500, batch=64, log_every=100, held_out_every=500, sample_every=500, save_every=500
+        steps=1500, batch=64, log_every=100, held_out_every=500, sample_every=500, save_every=500
     )
     if variant == 'text':
         config.data.objects = (1, 2)
         config.conditioner = dict(name='captions', length=28, width=128, depth=2, heads=4)
         config.metric.name = 'alignment'
+        config.train.steps = 1200
     if variant == 'tiny':
         config.networks = dict()
         config.data.examples = 64

@@ -13,7 +13,7 @@ VARIANTS = ('', 'tiny')
 def get_config(variant: str = '') -> ConfigDict:
     """'' is for two CPU cores, 'tiny' its seconds-long miniature on codes of random weights."""
     config = ConfigDict()
-    config.data = dict(name='shapes', resolution=32, examples=20_000, objects=(1, 1))
+    config.data = dict(name='shapes', resolution=32, examples=100_000, objects=(1, 1))
     config.held_out = dict(split='test')
     config.tokenizer = dict(
         name='vqgan',
@@ -41,9 +41,10 @@ def get_config(variant: str = '') -> ConfigDict:
     config.objective = dict(
         name='next_scale',
         drop=0.1,
+        mistakes=0.4,
         schedules=((1, 2, 4, 8), (1, 2, 3, 5, 8), (1, 2, 4, 6, 8), (1, 3, 5, 7, 8), (1, 2, 3, 4, 5, 8)),
     )
-    config.sampler = dict(name='autoregressive', order=dict(name='next_scale'), guidance=2.0)
+    config.sampler = dict(name='autoregressive', order=dict(name='next_scale'), guidance=1.5, top_p=0.8)
     config.metric = dict(name='labels')
     config.optimizer = dict(
         name='muon', learning_rate=2e-3, schedule='cosine', warmup=50, options=dict(consistent_rms=0.5)
@@ -51,7 +52,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.ema = dict(decay=0.98)
     config.mesh = dict(data=-1)
     config.train = dict(
-        steps=2000, batch=64, log_every=100, held_out_every=500, sample_every=500, save_every=500
+        steps=1300, batch=64, log_every=100, held_out_every=500, sample_every=500, save_every=500
     )
     if variant == 'tiny':
         config.networks = dict()

@@ -13,7 +13,7 @@ VARIANTS = ('', 'masked', 'tiny')
 def get_config(variant: str = '') -> ConfigDict:
     """'' and 'masked' are for two CPU cores, 'tiny' is a miniature of the latter on random latents."""
     config = ConfigDict()
-    config.data = dict(name='shapes', resolution=32, examples=20_000, objects=(1, 1))
+    config.data = dict(name='shapes', resolution=32, examples=100_000, objects=(1, 1))
     config.held_out = dict(split='test')
     config.tokenizer = dict(
         name='vqgan',
@@ -37,7 +37,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.ema = dict(decay=0.98)
     config.mesh = dict(data=-1)
     config.train = dict(
-        steps=2000, batch=64, log_every=100, held_out_every=500, sample_every=500, save_every=500
+        steps=1200, batch=64, log_every=100, held_out_every=500, sample_every=500, save_every=500
     )
     if variant in ('masked', 'tiny'):
         config.model.order = 'masked'

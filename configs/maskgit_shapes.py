@@ -49,7 +49,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.ema = dict(decay=0.98)
     config.mesh = dict(data=-1)
     config.train = dict(
-        steps=2500, batch=64, log_every=100, held_out_every=500, sample_every=500, save_every=500
+        steps=1500, batch=64, log_every=100, held_out_every=500, sample_every=500, save_every=500
     )
     if variant in ('fsq', 'bsq'):
         config.networks.tokenizer.init_from = f'runs/vq_shapes_{variant}'

@@ -13,7 +13,7 @@ VARIANTS = ('', 'tiny')
 def get_config(variant: str = '') -> ConfigDict:
     """'' is for two CPU cores, 'tiny' its seconds-long miniature on codes of random weights."""
     config = ConfigDict()
-    config.data = dict(name='shapes', resolution=32, examples=20_000, objects=(1, 1))
+    config.data = dict(name='shapes', resolution=32, examples=100_000, objects=(1, 1))
     config.held_out = dict(split='test')
     config.tokenizer = dict(
         name='vqgan',
@@ -48,8 +48,8 @@ def get_config(variant: str = '') -> ConfigDict:
         drop_path=0.0,
         scan=False,
     )
-    config.objective = dict(name='next_scale', drop=0.1)
-    config.sampler = dict(name='autoregressive', order=dict(name='next_scale'), guidance=2.0)
+    config.objective = dict(name='next_scale', drop=0.1, mistakes=0.4)
+    config.sampler = dict(name='autoregressive', order=dict(name='next_scale'), guidance=1.5, top_p=0.8)
     config.metric = dict(name='labels')
     config.optimizer = dict(
         name='muon', learning_rate=2e-3, schedule='cosine', warmup=50, options=dict(consistent_rms=0.5)

@@ -65,12 +65,14 @@ def get_config(variant: str = '') -> ConfigDict:
     )
     if variant == 'flex':
         config.tokenizer.bottleneck.update(name='vq', scales=(1, 2, 3, 4, 6, 8))
+        config.train.steps = 1500
     if variant == 'fsq':
         config.tokenizer.bottleneck = dict(name='fsq', levels=(8, 5, 5, 5))
     if variant == 'bsq':
         config.tokenizer.bottleneck = dict(name='bsq', channels=18)
     if variant == 'kl':
         config.tokenizer.bottleneck = dict(name='kl', channels=8, weight=0.03)
+        config.train.steps = 1000
     if variant == 'tiny':
         config.data.examples = 64
         config.data.test_examples = 32

@@ -72,8 +72,8 @@ def test_a_mask_keeps_what_it_does_not_cover(runs, tmp_path):
     assert np.abs(drawn['none'] - expected).max() <= 1
     changed = {name: np.abs(image - expected).mean((0, 2)) for name, image in drawn.items()}
     assert changed['all'].max() > 1
-    # Norms carry a little of what is new to all places.
-    assert 2 * changed['right'][:8].mean() < changed['right'][-8:].mean()
+    # Norms carry some of what is new to all places.
+    assert changed['right'][:8].mean() < 0.8 * changed['right'][-8:].mean()
 
 
 def test_another_size_is_judged(runs):

@@ -12,7 +12,7 @@ from jaxgen.conditioning.request import Request
 from jaxgen.layers.resize import resize
 
 Knobs = Mapping[str, Array]
-# Scales of so few tokens stay as they are where a mask keeps anything, as VAR's authors have it.
+# Scales of so few tokens stay as they are wherever a mask is given, as VAR's authors have it.
 FEW = 3
 
 
@@ -49,5 +49,4 @@ def kept(scales: tuple[tuple[int, int], ...], mask: Array | None) -> list[Array]
     if mask is None:
         return [jnp.zeros((1, math.prod(scale)), bool) for scale in scales]
     under = [resize(1 - mask, scale, 'bilinear').reshape(len(mask), -1) > 0.5 for scale in scales]
-    some = (mask < 0.5).reshape(len(mask), -1).any(1, keepdims=True)
-    return [keep | (some & (keep.shape[1] <= FEW)) for keep in under]
+    return [keep | (keep.shape[1] <= FEW) for keep in under]
