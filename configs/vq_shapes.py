@@ -5,6 +5,9 @@ codebook of running averages that begins with k-means and whose unused codes beg
 that do not build on each other, as FlexVAR's. 'fsq' and 'bsq' have one scale of 64 tokens and codebooks that
 are not learned: 1,000 codes of four levels, 2^18 codes of bits. 'kl' has no codes but Gaussian latents, for
 GIVT.
+A discriminator and LPIPS are added as in 'tiny' and by networks.lpips=dict(module=dict(name=
+'jaxgen.encoders.lpips'), init_from='vgg16.pth,lpips.pth') with objective.perceptual, torchvision's weights and
+LPIPS's own; pictures of 32 px did not want them.
 Expect: on held-out pictures, read from the averages, 75 images a second beside other work on two cores:
 
     step     500   1000   1500   2000   2500

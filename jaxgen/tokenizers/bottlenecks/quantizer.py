@@ -26,6 +26,7 @@ class Quantizer(nn.Module):
     inputs = property(lambda self: self.channels)
     learning = None
     distance = 'euclidean'  # by which k-means begins
+    apart = True  # each scale is a picture of its own
 
     def chosen(self, z: Array) -> Array:
         """The codes of latents [..., C]."""

@@ -42,6 +42,8 @@ class ResidualQuantizer(VectorQuantizer):
     convolutions: int = 4
     share: float = 0.5
 
+    apart = False
+
     def setup(self) -> None:
         super().setup()
         self.phi = [Phi(self.share) for _ in range(self.convolutions if self.share else 0)]
