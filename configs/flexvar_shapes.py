@@ -3,6 +3,9 @@
 For: one network that draws by other scales than it was trained by, `--config.sampler.schedule=(1,3,8)`, and
 at other sizes, `--size=48x32 --exact`. On the codes of `configs/vq_shapes.py:flex`, which is trained first,
 into runs/vq_shapes_flex (or --config.networks.tokenizer.init_from=RUN). 32 labels: a colour and a shape.
+Expect: label 0.95 on 512 pictures; 41 minutes on one core beside other work, from latents that are cached
+(`--mode=cache`). By other steps 0.84 (1,3,8) and 0.97 (all of 1 to 8); at 24 px 0.75, at 36x32 0.63, at 40x32
+0.42, at 64 px 0.13: what the tokenizer has never decoded loses its form, colour and place stay.
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,8 @@
 For: autoregression without codes, on the Gaussian latents of `configs/vq_shapes.py:kl`, which is trained
 first, into runs/vq_shapes_kl (or --config.networks.tokenizer.init_from=RUN). One token after another, or with
 'masked' all at once in a few steps, `--knobs=steps=8`. 32 labels: a colour and a shape.
+Expect: '' label 0.98 on 256 pictures; 12 minutes on one core beside other work, from latents that are cached
+(`--mode=cache`). 'masked' is not trained yet.
 """
 
 from ml_collections import ConfigDict

@@ -5,17 +5,17 @@ codebook of running averages that begins with k-means and whose unused codes beg
 that do not build on each other, as FlexVAR's. 'fsq' and 'bsq' have one scale of 64 tokens and codebooks that
 are not learned: 1,000 codes of four levels, 2^18 codes of bits. 'kl' has no codes but Gaussian latents, for
 GIVT.
-A discriminator and LPIPS are added as in 'tiny' and by networks.lpips=dict(module=dict(name=
-'jaxgen.encoders.lpips'), init_from='vgg16.pth,lpips.pth') with objective.perceptual, torchvision's weights and
-LPIPS's own; pictures of 32 px did not want them.
-Expect: on held-out pictures, read from the averages, 75 images a second beside other work on two cores:
+A discriminator is added as in 'tiny'; LPIPS by objective.perceptual and a network 'lpips' of the module
+'jaxgen.encoders.lpips' whose init_from is 'vgg16.pth,lpips.pth', torchvision's file and LPIPS's own.
+Expect: on held-out pictures, read from the averages, 70 to 90 images a second on two cores:
 
     step     500   1000   1500   2000   2500
     PSNR    32.2   32.5   37.7   38.9   39.3
     SSIM    .971   .969   .991   .993   .993
 
 and all 1,024 codes in use from the first hundred quantized steps on. Of 300 pictures of single objects, given
-back, the objects' colour and shape are read in all (metrics/labels.py).
+back, the objects' colour and shape are read in all (metrics/labels.py). 'flex' has 32.8 dB and
+all codes in use, 'kl' 35.7 dB.
 """
 
 from ml_collections import ConfigDict
