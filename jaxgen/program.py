@@ -19,7 +19,7 @@ from jaxgen.training import compiler, ema, guard, optimizer, sharding, snapshots
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.diagnosis import why
 from jaxgen.training.digest import total
-from jaxgen.training.record import compare
+from jaxgen.training.record import compare_tokenizers
 from jaxgen.training.state import TrainState, kept_in
 from jaxgen.training.step import example_keys, make_held_out, make_step
 from jaxgen.training.trainable import Trainable, merged, part
@@ -299,7 +299,7 @@ def check_params(
                 f'networks.{name}.init_from.'
             )
     if 'tokenizer' in names:
-        compare('tokenizer', config, program.recipe.config, workdir)
+        compare_tokenizers(program.recipe, config, workdir)
     check_sources(program, elsewhere)
 
 

@@ -56,7 +56,7 @@ def build(
             'objective.adversarial is above 0; give networks.discriminator.module, for example with '
             "name='patch_discriminator'."
         )
-    if schedules and not getattr(tokenizer.bottleneck, 'apart', False):
+    if schedules and not tokenizer.apart:
         raise ValueError(
             'objective.schedules is for scales that do not build on each other, such as those of '
             "tokenizer.bottleneck.name='vq'."

@@ -241,6 +241,11 @@ class Vqgan:
         return pictures, found.replace(maps=maps, loss=loss, metrics=metrics), state
 
     @property
+    def apart(self) -> bool:
+        """Whether each scale is a picture of its own, so that they may be any."""
+        return getattr(self.bottleneck, 'apart', False)
+
+    @property
     def settles(self) -> bool:
         """Whether the state ever says something of the parameters."""
         return bool(self.bottleneck.learning) and self.bottleneck.learning.writes

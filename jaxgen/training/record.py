@@ -88,14 +88,22 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return _first([f'{key} (was {_said(old, key)}, is {_said(new, key)})' for key in differing])
 
 
-def compare(section: str, before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
-    """Warn of the keys in which a section of two configs differs; `before` is that of `where`."""
-    if differing := differences(*({section: config.get(section, {})} for config in (before, now))):
+def compare_tokenizers(recipe: Any, before: Mapping[str, Any], where: str) -> None:
+    """Warn where the recipe's tokenizer, taken from `where`, has another section than the config there.
+
+    Scales that do not build on each other may be any.
+    """
+    free = {'scales'} if getattr(recipe.tokenizer, 'apart', False) else set()
+
+    def section(config: Mapping[str, Any]) -> Mapping[str, Any]:
+        said = dict(config.get('tokenizer', {}))
+        if 'bottleneck' in said:
+            said['bottleneck'] = {key: said['bottleneck'][key] for key in {*said['bottleneck']} - free}
+        return {'tokenizer': said}
+
+    if differing := differences(section(before), section(recipe.config)):
         log.warning(
-            'The %s is taken from %s, where its section in the config was another: %s.',
-            section,
-            where,
-            differing,
+            'The tokenizer is of %s, where its section in the config was another: %s.', where, differing
         )
 
 
