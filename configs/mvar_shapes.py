@@ -4,7 +4,8 @@ For: next-scale prediction with attention inside a scale alone and a state-space
 codes of `configs/vq_shapes.py`, which is trained first, into runs/vq_shapes (or
 --config.networks.tokenizer.init_from=RUN). Its data, tokens, mistakes and knobs are those of
 `configs/var_shapes.py`, its layers four of six.
-Expect: not trained yet; 41 images a second on one core beside other work.
+Expect: label 0.81 on 256 pictures, and still falling errors; 23 minutes on one core beside other work, from
+latents that are cached (`--mode=cache`).
 """
 
 from ml_collections import ConfigDict
@@ -59,7 +60,7 @@ def get_config(variant: str = '') -> ConfigDict:
     config.ema = dict(decay=0.98)
     config.mesh = dict(data=-1)
     config.train = dict(
-        steps=2000, batch=64, log_every=100, held_out_every=500, sample_every=500, save_every=500
+        steps=900, batch=64, log_every=100, held_out_every=500, sample_every=500, save_every=500
     )
     if variant == 'tiny':
         config.networks = dict()
