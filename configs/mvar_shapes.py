@@ -4,7 +4,7 @@ For: next-scale prediction with attention inside a scale alone and a state-space
 codes of `configs/vq_shapes.py`, which is trained first, into runs/vq_shapes (or
 --config.networks.tokenizer.init_from=RUN). Its data, tokens, mistakes and knobs are those of
 `configs/var_shapes.py`, its layers four of six.
-Expect: label 0.81 on 256 pictures, and still falling errors; 23 minutes on one core beside other work, from
+Expect: label 0.81 on 256 pictures; 23 minutes on one core beside other work, from
 latents that are cached (`--mode=cache`).
 """
 
