@@ -107,33 +107,21 @@ def between(tokenizer: Any, network: Any) -> Alphabet:
     return letters
 
 
-def causal(network: Any, part: str) -> None:
-    """Refuse a network that does not predict each token by those before it, which a part wants."""
-    if not getattr(network.module, 'causal', False):
+# The ways that networks go: by which attribute they say so, what they do, and one that does.
+WAYS = {
+    'causal': ('causal', True, 'see the tokens before one alone', 'llamagen'),
+    'bidirectional': ('causal', False, 'are told which tokens are hidden', 'maskgit'),
+    'scalewise': ('scalewise', True, 'predict one scale after another', 'var'),
+}
+
+
+def goes(network: Any, way: str, part: str) -> None:
+    """Refuse a network that does not go the way that a part wants."""
+    attribute, value, does, one = WAYS[way]
+    if getattr(network.module, attribute, None) is not value:
         raise ValueError(
-            f'{part} is of networks that see the tokens before one alone, and model '
-            f"{type(network.module).__name__} is none; take model.name='llamagen', or its own order and "
-            'objective.'
-        )
-
-
-def bidirectional(network: Any, part: str) -> None:
-    """Refuse a network that does not tell hidden tokens by all others, which a part wants."""
-    if getattr(network.module, 'causal', True):
-        raise ValueError(
-            f'{part} is of networks that are told which tokens are hidden, and model '
-            f"{type(network.module).__name__} is none; take model.name='maskgit', or its own order and "
-            'objective.'
-        )
-
-
-def scalewise(network: Any, part: str) -> None:
-    """Refuse a network that does not predict each scale by those before it, which a part wants."""
-    if not getattr(network.module, 'scalewise', False):
-        raise ValueError(
-            f'{part} is of networks that predict one scale after another, and model '
-            f"{type(network.module).__name__} is none; take model.name='var', or its own order and "
-            'objective.'
+            f'{part} is of networks that {does}, and model {type(network.module).__name__} is none; take '
+            f"model.name='{one}', or its own order and objective."
         )
 
 

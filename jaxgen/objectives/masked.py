@@ -38,7 +38,7 @@ def build(
     codes have alike; drop: how often the condition is left out, for guidance; everywhere: tokens that are
     seen count too; furthest: how much of the schedule is walked at most, so that few are hidden never.
     """
-    alphabet.bidirectional(networks['model'], "objective 'masked'")
+    alphabet.goes(networks['model'], 'bidirectional', "objective 'masked'")
     letters = alphabet.between(tokenizer, networks['model'])
     hide = functools.partial(hiding, schedule, exponent, furthest=furthest)
     common = (networks['model'], conditioner, tokenizer, letters, hide)

@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen import keys as random
-from jaxgen.autoregressive.alphabet import ascending, cross_entropy, scalewise
+from jaxgen.autoregressive.alphabet import ascending, cross_entropy, goes
 from jaxgen.config import Count, Part, Whole
 from jaxgen.objectives import Loss, Objective, Phase, Schedules, one_of
 
@@ -56,7 +56,7 @@ def build(
     begins = _begins(len(tokenizer.scales), joined, first)
     if joined and schedules:
         raise ValueError('objective.joined is of one row of scales, and objective.schedules gives several.')
-    scalewise(networks[network], "objective 'next_scale'")
+    goes(networks[network], 'scalewise', "objective 'next_scale'")
     if schedules and not hasattr(networks[network].module, 'at'):
         raise ValueError("objective.schedules is for networks that take any, such as model.name='flexvar'.")
     forms = [(networks[network], tokenizer)]

@@ -32,7 +32,7 @@ def build(
     smoothing: the share of the target that all codes have alike; drop: how often the condition is left out,
     for guidance.
     """
-    alphabet.causal(networks['model'], "objective 'next_token'")
+    alphabet.goes(networks['model'], 'causal', "objective 'next_token'")
     letters = alphabet.between(tokenizer, networks['model'])
     loss = predicting(networks['model'], conditioner, tokenizer, letters, smoothing, drop, train=True)
     held_out = predicting(networks['model'], conditioner, tokenizer, letters, 0.0, 0.0, train=False)

@@ -47,13 +47,13 @@ def test_what_cannot_be_planned_is_refused(monkeypatch, tmp_path):
         plan.check(built(), export=str(tmp_path), topology='v5e:2x4')
 
 
-def test_operations_are_those_of_a_network_that_computes_everything_once():
+def test_operations_are_those_of_a_network_that_computes_everything_once(tmp_path):
     """The same for every way to save memory."""
     config = configuration('dit_imagenet')
     counts = set()
     for remat in ('none', 'full'):
         config.model.remat = remat
-        record = plan.run(recipe.build(config), '', compile='none')
+        record = plan.run(recipe.build(config), tmp_path, compile='none')
         counts.add(record['phases']['denoise']['flops_per_step'])
     assert len(counts) == 1
 

@@ -39,7 +39,7 @@ class Masked:
 
     def fits(self, network: Any, tokenizer: Any) -> None:
         """Refuse a network that no token can be hidden from, and a tokenizer that is not its own kind."""
-        alphabet.bidirectional(network, "sampler.order 'masked'")
+        alphabet.goes(network, 'bidirectional', "sampler.order 'masked'")
         alphabet.between(tokenizer, network)
 
     def at(self, scales: tuple[tuple[int, int], ...]) -> 'Masked':

@@ -47,9 +47,9 @@ class NextScale:
                 "sampler.order 'next_scale' is of codes; it wants tokenizer.name='vqgan' with a bottleneck "
                 'that has some.'
             )
-        alphabet.scalewise(network, "sampler.order 'next_scale'")
+        alphabet.goes(network, 'scalewise', "sampler.order 'next_scale'")
         if self.refiner is not None:
-            alphabet.scalewise(self.refiner[1], 'sampler.order.refiner')
+            alphabet.goes(self.refiner[1], 'scalewise', 'sampler.order.refiner')
 
     def at(self, scales: tuple[tuple[int, int], ...]) -> 'NextScale':
         """The same by other scales, which the refiner must take as well."""

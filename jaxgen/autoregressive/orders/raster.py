@@ -37,7 +37,7 @@ class Raster:
 
     def fits(self, network: Any, tokenizer: Any) -> None:
         """Refuse a network that is not causal, and a tokenizer that is not its own kind."""
-        alphabet.causal(network, "sampler.order 'raster'")
+        alphabet.goes(network, 'causal', "sampler.order 'raster'")
         alphabet.between(tokenizer, network)
 
     def at(self, scales: tuple[tuple[int, int], ...]) -> 'Raster':
