@@ -5,16 +5,10 @@ without gradients, `frozen` only read, `keys` one an example, metrics pairs (sum
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from jax import Array
-
-from jaxgen import keys as random
-from jaxgen.config import Size
-
-Schedules = tuple[tuple[Size | tuple[Size, Size], ...], ...]  # rows of scales
 
 Metrics = Mapping[str, tuple[Array, Array]]
 Loss = Callable[..., tuple[Array, Array, Any, Metrics]]
@@ -37,17 +31,6 @@ class Phase:
     loss: Loss
     when: Callable[[int], bool] = every_step
     settle: Callable[[Any, Any], Any] | None = None
-
-
-def one_of(branches: Sequence[Callable[..., Any]], keys: Array, *operands: Any) -> Any:
-    """What one of the branches makes of the operands. Their shapes differ inside, so a batch has one of them,
-    and its first example draws it. Of several, each is recomputed for its gradient: a switch would keep what
-    any of them needs.
-    """
-    if len(branches) == 1:
-        return branches[0](*operands)
-    chosen = jax.random.randint(random.fold(keys[0], 'schedule'), (), 0, len(branches))
-    return jax.lax.switch(chosen, [jax.checkpoint(branch) for branch in branches], *operands)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,8 +21,8 @@ from jax import Array
 
 from jaxgen import keys as random
 from jaxgen.autoregressive.alphabet import ascending, cross_entropy, goes
-from jaxgen.config import Count, Part, Whole
-from jaxgen.objectives import Loss, Objective, Phase, Schedules, one_of
+from jaxgen.config import Count, Part, Size, Whole
+from jaxgen.objectives import Loss, Objective, Phase
 
 
 def build(
@@ -34,7 +34,7 @@ def build(
     joined: Whole = 0,
     first: Count = 5,
     rise: Count = 1,
-    schedules: Schedules = (),
+    schedules: tuple[tuple[Size | tuple[Size, Size], ...], ...] = (),
     mistakes: Part = 0.0,
     network: str = 'model',
 ) -> Objective:
@@ -120,8 +120,12 @@ def predicting(
         latents = tokenizer.encode(known, batch, random.fold(keys, 'encode'))
         dropped = random.draw(jax.random.uniform, random.fold(keys, 'drop')) < drop
         cond = conditioner.embed(known, batch, dropped, random.fold(keys, 'embed'))
+        # Shapes are the scales', so the whole batch has one row of them, and its first example draws it.
+        chosen = jax.random.randint(random.fold(keys[0], 'schedule'), (), 0, len(forms))
         branches = [functools.partial(by, form) for form in forms]
-        errors, right, parts = one_of(branches, keys, known, latents, cond, keys, step)
+        if len(forms) > 1:  # the gradient of a switch would keep what any of its branches needs
+            branches = [jax.checkpoint(branch) for branch in branches]
+        errors, right, parts = jax.lax.switch(chosen, branches, known, latents, cond, keys, step)
         names = [f'{rows}x{columns}' for rows, columns in tokenizer.scales] if alone else ['last']
         weight = jnp.float32(errors.size)
         metrics = {f'error_{name}': (part.sum(), weight) for name, part in zip(names, parts, strict=True)}

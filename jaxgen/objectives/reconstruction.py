@@ -8,7 +8,6 @@ objective's state. On held-out pictures the Fréchet distance of reconstructions
 'features' makes of them.
 """
 
-import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +19,7 @@ from jax import Array, lax
 
 from jaxgen.config import NonNegative, Whole
 from jaxgen.layers.resize import resize
-from jaxgen.objectives import Objective, Phase, Schedules, one_of
+from jaxgen.objectives import Objective, Phase
 from jaxgen.objectives.fidelity import frechet, moments, psnr, ssim
 
 log = logging.getLogger('jaxgen')
@@ -40,14 +39,12 @@ def build(
     start: Whole = 0,
     r1: NonNegative = 0.0,
     lecam: NonNegative = 0.0,
-    schedules: Schedules = (),
 ) -> Objective:
     """Train the tokenizer and, where `adversarial` is above 0, a network 'discriminator' against it.
 
     absolute, square, perceptual: how much each error counts; the last needs a network 'lpips' with weights.
     adversarial: how much the discriminator counts from step `start` on, times the adaptive weight. A network
-    'features', pictures to (anything, features [B, D]), is for the Fréchet distance. schedules: more rows of
-    scales than the tokenizer's, where each scale is a picture of its own; each step draws one of them all.
+    'features', pictures to (anything, features [B, D]), is for the Fréchet distance.
     """
     if not hasattr(tokenizer, 'forward'):
         raise ValueError("objective 'reconstruction' trains a tokenizer, and this one has nothing to train.")
@@ -56,12 +53,6 @@ def build(
             'objective.adversarial is above 0; give networks.discriminator.module, for example with '
             "name='patch_discriminator'."
         )
-    if schedules and not tokenizer.apart:
-        raise ValueError(
-            'objective.schedules is for scales that do not build on each other, such as those of '
-            "tokenizer.bottleneck.name='vq'."
-        )
-    forms = (tokenizer, *map(tokenizer.at, schedules))
     judge = Judge(networks, absolute, square, _perceptual(networks, perceptual))
     critic = Critic(networks.get('discriminator'), r1, lecam)
 
@@ -69,22 +60,18 @@ def build(
         params: Mapping, state: Any, frozen: Mapping, batch: Mapping, keys: Array, step: Array
     ) -> tuple:
         known, images = {**frozen['networks'], **params}, _pixels(batch)
-        branches = [functools.partial(by, form) for form in forms]
-        loss, metrics, after = one_of(branches, keys, known, images, state['tokenizer'], keys, step)
-        return loss.sum(), jnp.float32(loss.size), {**state, 'tokenizer': after}, _means(metrics)
-
-    def by(form: Any, known: Mapping, images: Array, state: Any, keys: Array, step: Array) -> tuple:
-        pictures, found, after = form.forward(known, images, state, keys)
+        pictures, found, after = tokenizer.forward(known, images, state['tokenizer'], keys)
         errors, metrics = judge(known, pictures, images)
         loss = errors + found.loss
         if adversarial:
             doubts = critic.doubts(known, pictures[-1])
             share = adversarial * (step >= start)
             if adaptive:
-                share = share * _balance(judge, critic, form, known, found.maps, images)
+                share = share * _balance(judge, critic, tokenizer, known, found.maps, images)
             loss = loss + share * doubts
             metrics |= {'doubts': doubts, 'adversarial_weight': jnp.broadcast_to(share, doubts.shape)}
-        return loss, {**metrics, **found.metrics}, after
+        metrics |= found.metrics
+        return loss.sum(), jnp.float32(loss.size), {**state, 'tokenizer': after}, _means(metrics)
 
     def held_out(
         params: Mapping, state: Any, frozen: Mapping, batch: Mapping, keys: Array, step: Array
@@ -142,7 +129,6 @@ class Judge:
             misses = picture - resize(images, picture.shape[1:3], 'area')
             by_size = absolute * jnp.abs(misses) + square * misses**2
             errors = errors + by_size.mean((1, 2, 3)) / len(pictures)
-        images = resize(images, pictures[-1].shape[1:3], 'area')
         shown, original = (jnp.clip(x / 2 + 0.5, 0, 1) for x in (pictures[-1], images))
         metrics = {'psnr': psnr(shown, original), 'ssim': ssim(shown, original)}
         if perceptual:

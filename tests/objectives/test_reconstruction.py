@@ -18,13 +18,9 @@ from jaxgen.objectives import reconstruction
 from jaxgen.objectives.fidelity import frechet, moments, psnr, ssim
 from jaxgen.objectives.reconstruction import Critic, Judge
 from jaxgen.program import assemble, number
-from jaxgen.tokenizers import vqgan
-from jaxgen.tokenizers.bottlenecks import residual, vq
 from jaxgen.training import sharding
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.sums import add, means
-
-SMALL = {'widths': (8, 8), 'blocks': 1, 'groups': 4, 'attention': ()}
 
 
 def test_psnr_and_ssim():
@@ -113,36 +109,6 @@ def test_smaller_pictures_are_held_to_the_smaller_image():
     judge = Judge({}, 1.0, 0.0, 0.0)
     np.testing.assert_allclose(judge({}, (small, images), images)[0], 0, atol=1e-6)
     np.testing.assert_allclose(judge({}, (small + 1, images), images)[0], 0.5, rtol=1e-5)
-
-
-def test_each_step_draws_a_row_of_scales():
-    """Its loss and gradient are those of the row alone."""
-    quantizer = vq.build(16, channels=4, scales=(1, 4), update='gradient')
-    tokenizer = vqgan.build(8, quantizer, **SMALL)
-    rows, params = (((1, 1), (4, 4)), ((2, 2), (3, 4))), tokenizer.init(jax.random.key(0))
-    batch = {'image': np.uint8(127.5 + 127.5 * np.tanh(normal('x', (2, 8, 8, 3))))}
-
-    def found(seed, given, **options):
-        objective = reconstruction.build({}, given, perceptual=0.0, **options)
-
-        def loss(params):
-            keys, state = jax.random.split(jax.random.key(seed), 2), objective.init(jax.random.key(0))
-            return objective.phases[0].loss(params, state, {'networks': {}}, batch, keys, jnp.int32(0))[0]
-
-        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params))
-
-    alone, drawn = [found(0, tokenizer.at(row)) for row in rows], set()
-    for seed in range(6):
-        ours = found(seed, tokenizer, schedules=rows[1:])
-        drawn.add(min(range(2), key=lambda row: abs(ours[0] - alone[row][0])))
-        expected = min(alone, key=lambda each: abs(ours[0] - each[0]))
-        for one, other in zip(ours, expected, strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-6)
-    assert drawn == {0, 1}
-    with pytest.raises(ValueError, match='do not build on each other'):
-        reconstruction.build(
-            {}, vqgan.build(8, residual.build(16, 4, scales=(1, 4)), **SMALL), schedules=rows
-        )
 
 
 def tiny(steps, **changes):
