@@ -20,7 +20,7 @@ all codes in use, 'kl' 35.7 dB.
 
 from ml_collections import ConfigDict
 
-VARIANTS = ('', 'flex', 'fsq', 'bsq', 'kl', 'tiny')
+VARIANTS = ('', 'flex', 'sizes', 'fsq', 'bsq', 'kl', 'tiny')
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -69,6 +69,15 @@ def get_config(variant: str = '') -> ConfigDict:
     if variant == 'flex':
         config.tokenizer.bottleneck.update(name='vq', scales=(1, 2, 3, 4, 6, 8))
         config.train.steps = 1500
+    if variant == 'sizes':
+        config.data.resolution = 40
+        config.networks.tokenizer = dict(
+            init_from='runs/vq_shapes_flex', trainable=('(decoder|from_latents)/.*',)
+        )
+        config.tokenizer.bottleneck = dict(
+            name='vq', codes=1024, channels=16, scales=(4, 6, (8, 7), 7, (8, 9), 8, 9, (10, 8), 10)
+        )
+        config.train.update(steps=1200, batch=16)
     if variant == 'fsq':
         config.tokenizer.bottleneck = dict(name='fsq', levels=(8, 5, 5, 5))
     if variant == 'bsq':

@@ -150,14 +150,14 @@ def labelled(recipe: Recipe, examples: Sequence[Example]) -> dict[str, list]:
     return {'captions': captions, 'beside': beside}
 
 
-def kept(params: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """Networks, the model's parameters as they are kept while it draws; those given are used up."""
+def kept(recipe: Recipe, params: Mapping[str, Any], precision: str) -> dict[str, Any]:
+    """Networks, the parameters of those that draw as they are kept meanwhile; those given are used up."""
     if precision == precisions.EXACT:
         return dict(params)
-    if 'model' not in params:
+    if not recipe.sampler.draws:
         raise ValueError(f'--precision={precision} is what a model is kept in, and this recipe has none.')
     keep = jax.jit(functools.partial(precisions.keep, precision=precision), donate_argnums=0)
-    return {**params, 'model': keep(params['model'])}
+    return {**params, **{name: keep(params[name]) for name in recipe.sampler.draws}}
 
 
 def abstract_call(
@@ -168,7 +168,8 @@ def abstract_call(
     names = [name for name in recipe.networks if not (ahead_of_it and name == TEXT)]
     params = {name: program.layout(name) for name in names}
     if precision != precisions.EXACT:
-        made = {'model': jax.eval_shape(lambda tree: precisions.keep(tree, precision), params['model'])}
+        keep = functools.partial(precisions.keep, precision=precision)
+        made = {name: jax.eval_shape(keep, params[name]) for name in recipe.sampler.draws}
         where = sharding.place(made, recipe.rules, program.mesh)
         params |= jax.tree.map(_placed, made, where)
     size = size or _square(recipe)

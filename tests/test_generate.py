@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from configurations import configuration
 
-from jaxgen import recipe
+from jaxgen import config, recipe
 from jaxgen.generate import abstract_call, drawn_size, kept, make_generator
 from jaxgen.program import assemble
 
@@ -117,7 +117,7 @@ def test_compilations_would_be_seen(system, caplog):
 @pytest.mark.parametrize('precision, off', [('bfloat16', 4), ('int8', 12)])
 def test_a_model_kept_in_less_draws_nearly_the_same(system, drawn, precision, off):
     built, params, generate, _ = system
-    less = kept({**params, 'model': jax.tree.map(jnp.asarray, params['model'])}, precision)
+    less = kept(built, {**params, 'model': jax.tree.map(jnp.asarray, params['model'])}, precision)
     images = generate(less, examples(built), [5, 6, 7, 8], built.sampler.knobs())
     assert 0 < np.abs(images.astype(int) - drawn.astype(int)).mean() < off
     # What is planned is what is called.
@@ -125,6 +125,16 @@ def test_a_model_kept_in_less_draws_nearly_the_same(system, drawn, precision, of
     assert jax.tree.map(lambda a: (a.shape, a.dtype), less['model']) == jax.tree.map(
         lambda a: (a.shape, a.dtype), abstract
     )
+
+
+def test_every_network_that_draws_is_kept_in_less():
+    variants = config.load('configs/var_shapes.py:code')
+    planned = abstract_call(assemble(recipe.build(variants)), 4, precision='bfloat16')[0]
+    assert {name: {str(leaf.dtype) for leaf in jax.tree.leaves(tree)} for name, tree in planned.items()} == {
+        'model': {'bfloat16'},
+        'refiner': {'bfloat16'},
+        'tokenizer': {'float32'},
+    }
 
 
 def test_a_size_that_the_sampler_does_not_draw_is_refused():

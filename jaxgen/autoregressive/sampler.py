@@ -14,7 +14,6 @@ from jaxgen.conditioning.request import Request
 from jaxgen.config import Positive, Share, Size, Whole
 
 Scale = Size | tuple[Size, Size]
-WHOLE = ('top_k', 'smooth', 'steps', 'guided')  # the knobs that count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +24,11 @@ class AutoregressiveSampler:
     tokenizer: Any
     order: Order
     defaults: Mapping[str, float]
+
+    @property
+    def draws(self) -> tuple[str, ...]:
+        """The names of the networks that do."""
+        return ('model', *self.order.others)
 
     def knobs(self, **changes: float) -> dict[str, Array]:
         """The traced settings, converted once so that no change of type compiles again."""
@@ -41,12 +45,13 @@ class AutoregressiveSampler:
                 f'temperature is {values["temperature"]} and top_p {values["top_p"]}; they must be above 0, '
                 'and in [0, 1]. The likeliest code alone is top_k=1.'
             )
-        for name in WHOLE:
-            if name in values and (values[name] < 0 or values[name] != int(values[name])):
+        whole = ('top_k', *self.order.whole)
+        for name in whole:
+            if values[name] < 0 or values[name] != int(values[name]):
                 raise ValueError(f'{name} is {values[name]}; it must be a whole number, 0 or more.')
         self.order.check(values)
         return {
-            name: jnp.asarray(value, jnp.int32 if name in WHOLE else jnp.float32)
+            name: jnp.asarray(value, jnp.int32 if name in whole else jnp.float32)
             for name, value in values.items()
         }
 

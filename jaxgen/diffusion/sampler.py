@@ -39,6 +39,7 @@ class DiffusionSampler:
     defaults: Mapping[str, float]
     latest: float = 1.0  # the time that the prediction or the solver has a meaning up to
     guided_channels: int | None = None
+    draws = ('model',)  # the networks that do
 
     def knobs(self, **changes: float) -> dict[str, Array]:
         """The traced settings, converted once so that no change of type compiles again."""

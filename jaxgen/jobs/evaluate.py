@@ -71,7 +71,7 @@ def run(
     workdir, metric = epath.Path(workdir), recipe.metric
     settings = recipe.sampler.knobs(**parse_knobs(knobs))
     step, params = load_params(program, workdir, checkpoint, width=ema)
-    params, examples = kept(params, precision), metric.examples()
+    params, examples = kept(recipe, params, precision), metric.examples()
     seeds = [seed + i for i in range(len(examples))]
     asked, drawn = sizes(recipe, size, exact)
     generate = make_generator(recipe, program.mesh, recipe.train.sample_batch, size=drawn, cut=asked)

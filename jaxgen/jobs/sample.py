@@ -218,7 +218,7 @@ def _drawn(
         read = Features(program, lambda names: load(names)[1], weights_of_text)
         examples, negatives = read(examples, negatives)
     step, params = load(names)
-    params = kept(params, order.precision)
+    params = kept(recipe, params, order.precision)
     batch = recipe.train.sample_batch
     generate = make_generator(
         recipe, program.mesh, batch, size=order.drawn, cut=order.size, programs=programs

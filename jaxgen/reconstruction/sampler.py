@@ -15,6 +15,7 @@ class Reconstruction:
     """A sampler that draws nothing of its own; it has no knobs."""
 
     tokenizer: Any
+    draws = ()  # no network does
 
     def knobs(self, **changes: float) -> dict[str, Array]:
         """None."""

@@ -24,6 +24,7 @@ from jaxgen.layers.linear import Linear
 from jaxgen.layers.patches import patchify, unpatchify
 from jaxgen.layers.resize import resize
 from jaxgen.tokenizers.bottlenecks import Quantized, Sizes, Told, as_it_is, grids, residual
+from jaxgen.tokenizers.bottlenecks.learning import Learning
 from jaxgen.tokenizers.convolutional import Decoder, Encoder
 
 Params = Mapping[str, Any]
@@ -241,9 +242,13 @@ class Vqgan:
         return pictures, found.replace(maps=maps, loss=loss, metrics=metrics), state
 
     @property
-    def apart(self) -> bool:
-        """Whether each scale is a picture of its own, so that they may be any."""
-        return getattr(self.bottleneck, 'apart', False)
+    def loose(self) -> frozenset[str]:
+        """Settings of the bottleneck that once it is trained may be others.
+
+        How its codes were learned, and scales where each is a picture of its own.
+        """
+        learned = {field.name for field in dataclasses.fields(Learning)} | {'commitment', 'gradient'}
+        return frozenset(learned | ({'scales'} if getattr(self.bottleneck, 'apart', False) else set()))
 
     @property
     def settles(self) -> bool:

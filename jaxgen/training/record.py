@@ -91,14 +91,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def compare_tokenizers(recipe: Any, before: Mapping[str, Any], where: str) -> None:
     """Warn where the recipe's tokenizer, taken from `where`, has another section than the config there.
 
-    Scales that do not build on each other may be any.
+    What the tokenizer names as `loose` may be any.
     """
-    free = {'scales'} if getattr(recipe.tokenizer, 'apart', False) else set()
+    loose = getattr(recipe.tokenizer, 'loose', frozenset())
 
     def section(config: Mapping[str, Any]) -> Mapping[str, Any]:
         said = dict(config.get('tokenizer', {}))
         if 'bottleneck' in said:
-            said['bottleneck'] = {key: said['bottleneck'][key] for key in {*said['bottleneck']} - free}
+            said['bottleneck'] = {key: said['bottleneck'][key] for key in {*said['bottleneck']} - loose}
         return {'tokenizer': said}
 
     if differing := differences(section(before), section(recipe.config)):

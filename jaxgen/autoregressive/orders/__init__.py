@@ -17,9 +17,14 @@ FEW = 3
 
 
 class Order(Protocol):
-    """A walk over tokens; `knobs` are the settings of its own that stay traced, with their defaults."""
+    """A walk over tokens; `knobs` are the settings of its own that stay traced, with their defaults.
+
+    `whole` names those of them that count, `others` the networks that draw besides 'model'.
+    """
 
     knobs: Mapping[str, float]
+    whole: tuple[str, ...]
+    others: tuple[str, ...]
 
     def fits(self, network: Any, tokenizer: Any) -> None:
         """Refuse a network that goes another way, and a tokenizer whose tokens this order cannot decode."""

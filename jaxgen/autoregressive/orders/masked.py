@@ -36,6 +36,8 @@ class Masked:
     surest: Literal['likeliest', 'halton']
     growth: Literal['power', 'cosine']
     knobs: Mapping[str, float]
+    whole = ('steps',)
+    others = ()
 
     def fits(self, network: Any, tokenizer: Any) -> None:
         """Refuse a network that no token can be hidden from, and a tokenizer that is not its own kind."""

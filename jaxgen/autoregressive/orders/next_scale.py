@@ -39,6 +39,12 @@ class NextScale:
     knobs: Mapping[str, float]
     refiner: tuple[str, Any] | None = None
     drafted: int = 0
+    whole = ('smooth',)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The refiner's name, where there is one."""
+        return () if self.refiner is None else self.refiner[:1]
 
     def fits(self, network: Any, tokenizer: Any) -> None:
         """Refuse a tokenizer without codes, and networks that do not go by scales."""

@@ -34,6 +34,8 @@ class Raster:
 
     cache: bool
     knobs: Mapping[str, float]
+    whole = ('guided',)
+    others = ()
 
     def fits(self, network: Any, tokenizer: Any) -> None:
         """Refuse a network that is not causal, and a tokenizer that is not its own kind."""
