@@ -6,9 +6,9 @@ after the caption's, dropout 0.1, AdamW at an even 1e-4 for a batch of 256 with 
 1, no averages; guidance 7.5 and the 1,000 likeliest codes. Otherwise than published, no caption is
 exchanged for a shorter one, and the vector that stands for none is learned, which the authors leave at its
 random draw.
-The authors' files: --config.networks.model.init_from=t2i_XL_stage1_256.pt, of '512' t2i_XL_stage2_512.pt,
---config.networks.tokenizer.init_from=vq_ds16_t2i.pt, and of google/flan-t5-xl
---config.networks.text.init_from=FOLDER --config.conditioner.tokens=FOLDER.
+The authors' files: --config.networks.tokenizer.init_from=vq_ds16_t2i.pt, of google/flan-t5-xl
+--config.networks.text.init_from=FOLDER --config.conditioner.tokens=FOLDER, and to draw `--mode=sample
+--weights=t2i_XL_stage1_256.pt`, of '512' t2i_XL_stage2_512.pt, to go on --config.networks.model.init_from.
 Cost: `--mode=plan` prints parameters, FLOPs a step and memory a device before anything is rented.
 Expect: nothing measured yet; configs/ar_shapes.py:text is the same system in small.
 """

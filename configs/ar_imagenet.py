@@ -5,8 +5,8 @@ For: published weights, to draw with or to go on training, and a TPU slice with 
 AdamW at an even 1e-4 for a batch of 256 with weight decay 0.05, clipping at 1, 300 epochs, no averages; the
 guidance of the authors' figures, all codes to draw from. Otherwise than published, pictures are cut in their
 middle, where the authors take ten cuts of each.
-The authors' files: --config.networks.model.init_from=c2i_B_256.pt
---config.networks.tokenizer.init_from=vq_ds16_c2i.pt.
+The authors' files: --config.networks.tokenizer.init_from=vq_ds16_c2i.pt, and to draw `--mode=sample
+--weights=c2i_B_256.pt`, to go on --config.networks.model.init_from=c2i_B_256.pt.
 Cost: `--mode=plan` prints parameters, FLOPs a step and memory a device before anything is rented. Encode
 once: `--mode=cache --workdir=runs/cache`, then train with `--config.data.cache=runs/cache`.
 Expect: nothing measured yet; the authors' FID-50k at 256 px is 5.46 for B and 3.80 for L, and of pictures of

@@ -6,7 +6,8 @@ with a decay of 1e-4 (masked: none), clipping at 1, a cosine after a tenth of 50
 with 0.95 of the deviations and guidance of 1.4, masked in 16 steps with noise of 35 and guidance of 1.1 (the
 authors' measure is one less). Otherwise than published, pictures are cut in their middle, dropout is of what
 attention and MLP give alone, and there is no adapter.
-The authors' networks: --config.networks.model.init_from=givt_imagenet_2012_causal_params.npz. Their
+The authors' networks: to draw `--mode=sample --weights=givt_imagenet_2012_causal_params.npz`, to go on
+--config.networks.model.init_from=givt_imagenet_2012_causal_params.npz. Their
 autoencoders are files of TensorFlow, which are not read: train one, by the objective of
 `configs/vq_shapes.py:kl` with absolute=0 and square=0.5, and give --config.networks.tokenizer.init_from=RUN.
 Expect: nothing measured yet; the authors' FID-50k is 3.35 causal and 4.53 masked.

@@ -6,8 +6,8 @@ For: published weights, to draw with or to go on training, and a TPU slice with 
 over 0.999, the loss on all tokens, the schedule 'arccos', 32 steps of a Halton sequence, guidance even.
 Otherwise than published, the learning rate falls over all steps, pictures are cut in their middle, and
 attention's weights are not dropped.
-The authors' files: --config.networks.model.init_from=ImageNet_256_base.pth
---config.networks.tokenizer.init_from=vq_ds16_c2i.pt.
+The authors' files: --config.networks.tokenizer.init_from=vq_ds16_c2i.pt, and to draw `--mode=sample
+--weights=ImageNet_256_base.pth`, to go on --config.networks.model.init_from=ImageNet_256_base.pth.
 'maskbit' (arXiv:2409.16211) is its generator of 14 bits in two groups, with labels smoothed, 64 steps, and
 guidance that grows as a cosine. The layers of its authors' tokenizer are not here: its bits are those of
 this library's autoencoder with binary spherical quantization, which is trained first, so that the authors'

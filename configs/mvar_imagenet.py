@@ -5,8 +5,8 @@ For: published weights, to draw with or to go on training, and a TPU slice with 
 32: 8e-5) for a batch of 256 with clipping at 2, a linear fall of the learning rate, 200 to 350 epochs,
 no averages; guidance 1.5 in the authors' measure, 900 codes, a nucleus of 0.96. Depth 32 is trained here as
 their command for depth 30 says; pictures are cut in their middle, and the decay is the same throughout.
-The authors' files: --config.networks.model.init_from=d16.pth
---config.networks.tokenizer.init_from=vae_ch160v4096z32.pth.
+The authors' files: --config.networks.tokenizer.init_from=vae_ch160v4096z32.pth, and to draw `--mode=sample
+--weights=d16.pth`, to go on --config.networks.model.init_from=d16.pth.
 Expect: nothing measured yet; the authors' FID-50k is 1.78 for depth 32.
 """
 

@@ -52,7 +52,7 @@ def get_config(variant: str = '') -> ConfigDict:
         scan=False,
     )
     config.objective = dict(name='next_scale', drop=0.1, mistakes=0.4)
-    config.sampler = dict(name='autoregressive', order=dict(name='next_scale'), guidance=1.5, top_p=0.8)
+    config.sampler = dict(name='autoregressive', order=dict(name='next_scale'), guidance=1.5, top_p=0.6)
     config.metric = dict(name='labels')
     config.optimizer = dict(
         name='muon', learning_rate=2e-3, schedule='cosine', warmup=50, options=dict(consistent_rms=0.5)

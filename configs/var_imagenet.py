@@ -5,8 +5,8 @@ For: published weights, to draw with or to go on training, and a TPU slice with 
 on 8e-5) for a batch of 256 with weight decay 0.05, clipping at 2, a linear fall of the learning rate, 200 or
 350 epochs, no averages; guidance 1.5 in the authors' measure, 900 codes, a nucleus of 0.96. Otherwise than
 published, pictures are cut in their middle, and from depth 30 on the decay does not rise to 0.08.
-The authors' files: --config.networks.model.init_from=var_d16.pth
---config.networks.tokenizer.init_from=vae_ch160v4096z32.pth.
+The authors' files: --config.networks.tokenizer.init_from=vae_ch160v4096z32.pth, and to draw `--mode=sample
+--weights=var_d16.pth`, to go on --config.networks.model.init_from=var_d16.pth.
 Cost: `--mode=plan` prints parameters, FLOPs a step and memory a device before anything is rented. Encode
 once: `--mode=cache --workdir=runs/cache`, then train with `--config.data.cache=runs/cache`.
 'code' is CoDe (arXiv:2411.17787) of published weights, var_d30.pth and var_d16.pth: depth 30 drafts 8 scales,
@@ -25,7 +25,8 @@ def get_config(variant: str = '') -> ConfigDict:
     """'d16' (also ''), 'd30' and 'code' draw 256 px, 'd36' 512; 'tiny' is a miniature on synthetic data."""
     depth = {'d30': 30, 'd36': 36, 'code': 30}.get(variant, 16)
     resolution = 512 if depth == 36 else 256
-    batch, epochs = (1024, 350) if depth == 30 else (768, 350 if depth == 36 else 200)
+    trained = 16 if variant == 'code' else depth
+    batch, epochs = (1024, 350) if trained == 30 else (768, 350 if trained == 36 else 200)
     steps = IMAGES * epochs // batch
     config = ConfigDict()
     config.data = dict(
@@ -48,10 +49,10 @@ def get_config(variant: str = '') -> ConfigDict:
     )
     config.optimizer = dict(
         name='adamw',
-        learning_rate=(1e-4 if depth == 16 else 8e-5) * batch / 256,
+        learning_rate=(1e-4 if trained == 16 else 8e-5) * batch / 256,
         schedule='linear',
         warmup=steps // 50,
-        final=0.1 if depth == 16 else 0.01,
+        final=0.1 if trained == 16 else 0.01,
         weight_decay=0.05,
         clip=2.0,
         options=dict(b1=0.9, b2=0.95),
@@ -73,7 +74,9 @@ def get_config(variant: str = '') -> ConfigDict:
     if variant == 'code':
         config.networks.model = dict(init_from='var_d30.pth')
         config.networks.refiner = dict(
-            module=dict(name='var', depth=16, dtype='bfloat16'), init_from='var_d16.pth'
+            module=dict(name='var', depth=16, dtype='bfloat16', remat='named'),
+            init_from='var_d16.pth',
+            ema=False,
         )
         config.objective.network = 'refiner'
         config.sampler.order.update(refiner='refiner', drafted=8)

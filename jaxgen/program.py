@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxgen import keys as random
 from jaxgen.config import known_keys
 from jaxgen.layers.stack import canonical
-from jaxgen.objectives import Phase, every_step
+from jaxgen.objectives import Phase
 from jaxgen.recipe import Recipe, call
 from jaxgen.training import compiler, ema, guard, optimizer, sharding, snapshots, zero
 from jaxgen.training.checkpoint import Checkpoints
@@ -75,8 +75,8 @@ class Program:
 
     def frozen(self, names: Sequence[str] | None = None) -> dict[str, Any]:
         """The networks that no phase trains (of these names), as `init_from` or the seed gives them."""
-        wanted = self.abstract_frozen['networks']
-        wanted = wanted if names is None else {name: wanted[name] for name in names if name in wanted}
+        every = self.abstract_frozen['networks']
+        wanted = {name: tree for name, tree in every.items() if names is None or name in names}
         sourced = self._with_source(wanted)
         blank = {name: tree for name, tree in wanted.items() if name not in sourced}
 
@@ -101,11 +101,10 @@ class Program:
         """
         networks = {}
         for name in names:
-            source = self.recipe.networks[name].init_from
+            module, source = self.recipe.networks[name].module, self.recipe.networks[name].init_from
             if is_run(source):
                 networks[name] = load_params(self, source, names=(name,), as_stored=as_stored)[1][name]
             else:
-                module = self.recipe.networks[name].module
                 networks[name] = published.load(module, source, self.layout(name), as_stored)
         return networks
 
@@ -234,17 +233,11 @@ def assemble(recipe: Recipe, devices: Any = None) -> Program:
                 f"what '{phase.name}' learns without gradients is of whole batches: set train.accumulate=1."
             )
         settings = {**common, **by_phase.get(phase.name, {})}
-        updates = updates_before(phase, train.steps)
-        built = call(optimizer.build, settings, {'steps': updates}, 'optimizer')
+        built = call(optimizer.build, settings, {'steps': phase.before(train.steps)}, 'optimizer')
         optimizers[phase.name], schedules[phase.name] = built
     program = Program(recipe, mesh, optimizers, schedules)
     sharding.check_used(mesh, (program.abstract.params, program.abstract_frozen), recipe.init)
     return program
-
-
-def updates_before(phase: Phase, step: int) -> int:
-    """How often a phase has run before a step: the count that its schedule goes by."""
-    return step if phase.when is every_step else sum(map(phase.when, range(step)))
 
 
 def load_params(
@@ -292,7 +285,7 @@ def check_params(
     for name in elsewhere:
         ours = program.recipe.networks[name].init_from
         theirs = config.get('networks', {}).get(name, {}).get('init_from', '')
-        if ours != theirs:
+        if ours != theirs and not (name == 'tokenizer' and _encode_alike(program, ours, theirs)):
             raise ValueError(
                 f"{workdir} was trained with the network '{name}' from {theirs or 'its seed'}, and this "
                 f'recipe has it from {ours or "its seed"}; give the same --weights, or the same '
@@ -317,16 +310,29 @@ def origin(program: Program, name: str, workdir: str = '', step: int | None = No
 
     They are those that `load_params` takes from a run, or without one those that `init_from` says.
     """
-    if workdir:
-        with Checkpoints(epath.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
-            leaves = checkpoints.last_record(step)[1]['leaves']
-        held = tuple(f'{group}/{name}/' for group in GROUPS)
-        if found := {leaf: about[2] for leaf, about in leaves.items() if leaf.startswith(held)}:
-            return total(found)
+    if workdir and (found := _digests(name, workdir, step)):
+        return total(found)
     source = program.recipe.networks[name].init_from
     if not source or is_run(source):
         return origin(program, name, source) if source else ''
     return ' '.join(map(files.fingerprint, files.several(source)))
+
+
+def _digests(name: str, workdir: str, step: int | None = None) -> dict[str, str]:
+    """Of each leaf of a network, as `load_params` takes them from a run; none where it does not hold it."""
+    with Checkpoints(epath.Path(workdir) / 'checkpoints', read_only=True) as checkpoints:
+        leaves = checkpoints.last_record(step)[1]['leaves']
+    groups = [[leaf for leaf in leaves if leaf.startswith(f'{group}/{name}/')] for group in GROUPS]
+    return {leaf.partition('/')[2]: leaves[leaf][2] for leaf in next(filter(None, groups), ())}
+
+
+def _encode_alike(program: Program, one: str, other: str) -> bool:
+    """Whether the tokenizers of two runs differ at most in what only decodes."""
+    if not (is_run(one) and is_run(other)):
+        return False
+    only = tuple(f'tokenizer/{part}/' for part in getattr(program.recipe.tokenizer, 'decodes', ()))
+    unlike = _digests('tokenizer', one).items() ^ _digests('tokenizer', other).items()
+    return all(leaf.startswith(only) for leaf, _ in unlike)
 
 
 def is_run(source: str | epath.PathLike) -> bool:
@@ -371,7 +377,7 @@ def _wanted(
     """
     leaves = checkpoints.last_record(step)[1]['leaves']
     held = {
-        group: {leaf.split('/')[1] for leaf in leaves if leaf.startswith(f'{group}/')} for group in GROUPS
+        group: {leaf.split('/')[1] for leaf in leaves if leaf.startswith(group + '/')} for group in GROUPS
     }
     wanted: dict[str, Any] = {group: {} for group in GROUPS}
     for name in names or program.recipe.networks:
@@ -392,8 +398,3 @@ def sampling_params(program: Program, state: TrainState, frozen: Mapping) -> dic
     """The parameters that sampling uses in the middle of a run."""
     places = {name: jax.tree.map(lambda leaf: leaf.sharding, program.layout(name)) for name in state.ema}
     return {**frozen['networks'], **state.params, **jax.device_put(state.ema, places)}
-
-
-def number(step: int) -> np.ndarray:
-    """A step's number as the compiled steps take it, always of one type."""
-    return np.asarray(step, np.int32)

@@ -8,8 +8,9 @@ from jax.sharding import PartitionSpec
 
 from jaxgen import recipe
 from jaxgen.data.pipeline import batches
-from jaxgen.program import assemble, number
+from jaxgen.program import assemble
 from jaxgen.training import sharding
+from jaxgen.training.step import number
 
 STEPS = 3
 TENSOR = ((r'mlp/up/kernel', (None, 'tensor')), (r'mlp/down/kernel', ('tensor', None)))

@@ -112,9 +112,9 @@ def build(
         return sampler
     if not hasattr(networks['model'].module, 'at'):
         raise ValueError("sampler.schedule is for networks that take any, such as model.name='flexvar'.")
-    other = sampler.by(schedule)
-    alphabet.ascending(other.tokenizer.scales, networks['model'], tokenizer.latent, 'sampler.schedule')
-    return other
+    scales = tokenizer.at(schedule).scales
+    alphabet.ascending(scales, networks['model'], tokenizer.latent, 'sampler.schedule')
+    return sampler.by(scales)
 
 
 def stretched(scales: tuple[tuple[int, int], ...], grid: tuple[int, int]) -> tuple[tuple[int, int], ...]:

@@ -21,10 +21,11 @@ from jaxgen.data.pipeline import batches
 from jaxgen.estimate import chips
 from jaxgen.generate import abstract_call, draw_step
 from jaxgen.jobs.sample import parse_knobs
-from jaxgen.program import Program, assemble, number, sampling_params
+from jaxgen.program import Program, assemble, sampling_params
 from jaxgen.recipe import Recipe
 from jaxgen.training import cost, sharding
 from jaxgen.training.state import TrainState
+from jaxgen.training.step import number
 from jaxgen.training.telemetry import write_json
 from jaxgen.uncached import uncached
 

@@ -24,7 +24,7 @@ from jaxgen.features import NULL
 from jaxgen.generate import labelled, make_generator
 from jaxgen.jobs.cache import check_weights
 from jaxgen.processes import current
-from jaxgen.program import Program, assemble, check_sources, number, sampling_params, updates_before
+from jaxgen.program import Program, assemble, check_sources, sampling_params
 from jaxgen.recipe import Recipe
 from jaxgen.training import guard, sharding, snapshots
 from jaxgen.training.checkpoint import Checkpoints, SaveFailed
@@ -33,6 +33,7 @@ from jaxgen.training.preemption import Leaving
 from jaxgen.training.profile import traced
 from jaxgen.training.record import differences
 from jaxgen.training.state import TrainState
+from jaxgen.training.step import number
 from jaxgen.training.sums import add, means
 from jaxgen.training.telemetry import Telemetry, read_lines, write_json
 
@@ -48,6 +49,13 @@ def check(recipe: Recipe) -> None:
     draws = recipe.sampler and recipe.train.sample_every
     idle = {*recipe.spared} - {*(_to_draw(recipe) if draws else ())}
     check_sources(program, [name for name in recipe.networks if name not in idle])
+    for name in recipe.sampler.draws if draws else ():
+        if name not in recipe.trained and not recipe.networks[name].init_from:
+            log.warning(
+                "The network '%s' is random and draws pictures of this run; give networks.%s.init_from.",
+                name,
+                name,
+            )
     if recipe.cache.cache:
         check_weights(program)
 
@@ -224,7 +232,7 @@ class Loop:
         key = jax.random.key(train.seed)
         start = first + int(state.progress['data_offset'])
         source = self._batches('train', start, train.flip) if first < train.steps else iter(())
-        updates = {phase.name: updates_before(phase, first) for phase in program.recipe.objective.phases}
+        updates = {phase.name: phase.before(first) for phase in program.recipe.objective.phases}
         if first:
             self._recall(state, first)
         began, counted = time.time(), first

@@ -2,8 +2,8 @@
 2502.20313.
 
 VAR whose scales are each the picture itself, smaller, and not what is missing of it: a scale can then be told
-any one before it, so that training draws the scales anew in every step and one network draws other sizes,
-other shapes and in more or fewer steps. Where a token is says one table for all scales, resized to each.
+any one before it, so that steps of training may go by other scales and one network draws other sizes, other
+shapes and in more or fewer steps. Where a token is says one table for all scales, resized to each.
 """
 
 # N tokens of all scales, D width
@@ -34,6 +34,7 @@ class FlexVAR(VAR):
 
     def at(self, scales: tuple[tuple[int, int], ...]) -> 'FlexVAR':
         """The same network, by the same parameters, for other scales."""
+        _check(scales, self.side)
         return self.clone(scales=scales)
 
     def places(self, levels: np.ndarray) -> jax.Array:
@@ -67,6 +68,7 @@ def build(
 
     `scales` are those it begins with, `side` the rows and columns of the table of places.
     """
+    _check(scales, side)
     return FlexVAR(
         depth=depth,
         width=hidden or 64 * depth,
@@ -85,3 +87,13 @@ def build(
         remat=remat,
         side=side,
     )
+
+
+def _check(scales: tuple[tuple[int, int], ...], side: int) -> None:
+    """Refuse scales some of whose tokens would be told the same place."""
+    finest = max(scales, key=max)
+    if max(finest) > side:
+        raise ValueError(
+            f'scales up to {finest[0]} x {finest[1]} tokens are finer than the table of places, which has '
+            f'{side} a side; draw a smaller size, or train with model.side={max(finest)}.'
+        )

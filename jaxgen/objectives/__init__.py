@@ -32,6 +32,10 @@ class Phase:
     when: Callable[[int], bool] = every_step
     settle: Callable[[Any, Any], Any] | None = None
 
+    def before(self, step: int) -> int:
+        """How often it has run before a step: the count that its schedule goes by."""
+        return step if self.when is every_step else sum(map(self.when, range(step)))
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:

@@ -103,7 +103,8 @@ class Vqgan:
     scales: Sizes
     trains: tuple[str, ...] = ('tokenizer',)
     reads: tuple[str, ...] = ('image',)
-    last = ('decoder', 'out', 'kernel')  # the parameters that make pixels
+    decodes = ('from_latents', 'decoder')  # the parameters that no latents hang on
+    last = ('decoder', 'out', 'kernel')  # those that make pixels
 
     @property
     def holds(self) -> dict[str, nn.Module]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -26,6 +27,11 @@ def example_keys(key: Array, step: Array, purpose: str, count: int) -> Array:
     """One key for each example of a step's batch."""
     step_key = random.fold(jax.random.fold_in(key, step), purpose)
     return random.split_examples(step_key, jnp.arange(count))
+
+
+def number(step: int) -> np.ndarray:
+    """A step's number as the compiled steps take it, always of one type."""
+    return np.asarray(step, np.int32)
 
 
 def make_step(

@@ -117,9 +117,18 @@ def test_scales_that_lead_nowhere_are_refused(parts, scales, said):
             sampler.build({'model': network}, tokenizer, next_scale.build({}), schedule=scales)
 
 
+def test_scales_finer_than_the_table_of_places_are_refused(parts):
+    tokenizer, network, _ = parts
+    made = sampler.build({'model': network}, tokenizer, next_scale.build({}))
+    with pytest.raises(ValueError, match='up to 4 x 9 tokens are finer than the table of places'):
+        made.at((4, 9, 4))
+    with pytest.raises(ValueError, match='train with model.side=4'):
+        flexvar.build(scales=((1, 1), (4, 4)), side=3, **SIZES)
+
+
 def test_a_refiner_goes_by_the_same_scales(parts):
     tokenizer, network, params = parts
-    small = flexvar.build(scales=tokenizer.scales, side=4, gate=0.5, drop_path=0.0, **SIZES | {'depth': 1})
+    small = flexvar.build(scales=tokenizer.scales, side=8, gate=0.5, drop_path=0.0, **SIZES | {'depth': 1})
     own = jax.jit(small.init)(jax.random.key(3), *small.blank(None, None, COND))['params']
     networks, params = {'model': network, 'small': Network(small)}, {**params, 'small': own}
     order = next_scale.build(networks, refiner='small', drafted=1)
@@ -132,6 +141,15 @@ def test_a_refiner_goes_by_the_same_scales(parts):
     assert (codes[2] != drafted[2]).any()
     with pytest.raises(ValueError, match='drafted is 1 of 1 scales'):
         sampler.build(networks, tokenizer, order).at((1, 1, 4))
+
+
+@pytest.mark.parametrize('other', [{'codes': 8}, {'scales': ((1, 1), (4, 4))}])
+def test_a_refiner_of_other_codes_is_refused(parts, other):
+    tokenizer, network, _ = parts
+    small = flexvar.build(**{'scales': tokenizer.scales, **SIZES, **other})
+    order = next_scale.build({'small': Network(small)}, refiner='small', drafted=1)
+    with pytest.raises(ValueError, match="refiner 'small' is of the scales .* leave both out of its module"):
+        sampler.build({'model': network}, tokenizer, order)
 
 
 def test_a_refiner_that_goes_by_its_own_scales_alone_is_refused(parts):

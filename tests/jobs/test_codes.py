@@ -41,6 +41,7 @@ def test_a_tokenizer_told_otherwise_than_in_its_run_is_warned_of(runs, caplog):
         check_sources(assemble(recipe.build(config)))
         config.tokenizer.bottleneck.scales = (1, 2, 8)  # each is a picture of its own
         config.objective.schedules = ((1, 4, 8),)
+        config.tokenizer.bottleneck.restart = 7  # that was how its codes were learned
         check_sources(assemble(recipe.build(config)))
         assert not [words for words in caplog.messages if 'its section' in words]
         config.tokenizer.bottleneck.distance = 'cosine'
@@ -48,6 +49,28 @@ def test_a_tokenizer_told_otherwise_than_in_its_run_is_warned_of(runs, caplog):
     (words,) = [words for words in caplog.messages if 'its section' in words]
     assert f'of {runs[0]},' in words and "distance (was not set, is 'cosine')" in words
     assert 'scales' not in words
+
+
+def test_another_decoder_of_the_same_codes_will_do(runs, tmp_path):
+    """Its pictures are others; a tokenizer that encodes otherwise is refused."""
+    config = configuration('vq_shapes')
+    config.tokenizer.bottleneck = {'name': 'vq', 'codes': 32, 'channels': 4, 'scales': (4, 8)}
+    config.train.update(sample_every=0, held_out_every=0)
+    parts = {'decoder': {'trainable': ('(decoder|from_latents)/.*',)}, 'whole': {}}
+    for name, trains in parts.items():
+        config.networks.tokenizer = {'init_from': str(runs[0]), **trains}
+        train.run(recipe.build(config), tmp_path / name)
+    made = []
+    for folder in (runs[0], tmp_path / 'decoder'):
+        built = recipe.build(following(folder))
+        params, tokenizer = load_params(evaluate.check(built, runs[1]), runs[1])[1], built.tokenizer
+        codes = tokenizer.codes(params, built.source('train')[0]['image'][None] / np.float32(127.5) - 1)
+        made.append((codes, tokenizer.pixels(params, tokenizer.embed(params, codes))))
+    (codes, pixels), (same, others) = made
+    jax.tree.map(np.testing.assert_array_equal, codes, same)
+    assert np.abs(pixels - others).max() > 1e-3
+    with pytest.raises(ValueError, match="was trained with the network 'tokenizer' from .*tokenizer"):
+        evaluate.check(recipe.build(following(tmp_path / 'whole')), runs[1])
 
 
 def test_a_mask_keeps_what_it_does_not_cover(runs, tmp_path):

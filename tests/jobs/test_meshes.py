@@ -9,11 +9,12 @@ from configurations import configuration
 
 from jaxgen import recipe
 from jaxgen.data.pipeline import batches
-from jaxgen.program import assemble, number
+from jaxgen.program import assemble
 from jaxgen.training import sharding
 from jaxgen.training.checkpoint import Checkpoints
 from jaxgen.training.digest import fingerprint
 from jaxgen.training.state import TrainState
+from jaxgen.training.step import number
 
 STEPS, BATCH = 20, 16
 MESHES = {name: tuple(map(int, name.split('x'))) for name in ('8x1x1x1', '1x8x1x1', '2x2x2x1', '2x1x2x2')}
@@ -34,7 +35,8 @@ def program(name, mesh):
     if 'dtype' in config.conditioner:
         config.conditioner.dtype = 'float32'
     # Adam divides by the gradient's size; a floor keeps rounding of what is zero from counting.
-    config.optimizer.update(name='adamw', learning_rate=1e-3, options={'eps': 1e-5})
+    config.optimizer.update(name='adamw', learning_rate=1e-3)
+    config.optimizer.options = {'eps': 1e-5}
     config.train.update(batch=BATCH, sample_batch=BATCH, steps=STEPS)
     config.mesh = dict(zip(sharding.AXES, mesh))
     return assemble(recipe.build(config), jax.devices()[: int(np.prod(mesh))])
@@ -42,13 +44,13 @@ def program(name, mesh):
 
 def trained(built, start):
     """The losses of all steps from a state on the host, and the last state."""
-    own, losses, frozen = built.recipe, [], built.frozen()
+    own, losses, frozen, (run,) = built.recipe, [], built.frozen(), built.steps.values()
     state = jax.device_put(start, jax.tree.map(lambda leaf: leaf.sharding, built.abstract))
     source = batches(own.source('train'), own.conditioner.arrays, seed=0, batch=BATCH, threads=0)
     for step in range(STEPS):
         with jax.set_mesh(built.mesh):
             batch = sharding.to_global(next(source), built.mesh)
-            state, metrics = built.steps['denoise'](state, frozen, batch, jax.random.key(0), number(step))
+            state, metrics = run(state, frozen, batch, jax.random.key(0), number(step))
         losses.append(metrics['loss'][0] / metrics['loss'][1])
     return np.asarray(jax.device_get(losses)), state
 
@@ -64,7 +66,9 @@ def used(built):
     return {axis for spec in specs for axis in spec if axis}
 
 
-@pytest.mark.parametrize('name', ['dit_folder', pytest.param('pixart_folder', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'name', ['dit_folder', 'var_shapes', pytest.param('pixart_folder', marks=pytest.mark.slow)]
+)
 def test_every_mesh_trains_as_one_device_and_reads_the_others(name, tmp_path):
     alone = program(name, (1, 1, 1, 1))
     start = jax.device_get(alone.fresh())

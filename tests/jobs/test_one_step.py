@@ -8,8 +8,9 @@ from configurations import configuration
 from jaxgen import recipe
 from jaxgen.data.pipeline import batches
 from jaxgen.generate import make_generator
-from jaxgen.program import assemble, number
+from jaxgen.program import assemble
 from jaxgen.training import sharding
+from jaxgen.training.step import number
 
 pytestmark = pytest.mark.usefixtures('split_small')
 BATCH = 8

@@ -11,8 +11,9 @@ from jaxgen.data.pipeline import batches
 from jaxgen.features import Features
 from jaxgen.generate import drawing
 from jaxgen.jobs import convert
-from jaxgen.program import assemble, number
+from jaxgen.program import assemble
 from jaxgen.training import sharding
+from jaxgen.training.step import number
 
 pytestmark = pytest.mark.usefixtures('split_small')
 ONE = {'fsdp': 1}

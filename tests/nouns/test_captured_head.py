@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxgen.data.pipeline import batches
 from jaxgen.objectives import Objective, Phase
-from jaxgen.program import assemble, number
+from jaxgen.program import assemble
+from jaxgen.training.step import number
 from nouns import tiny
 
 WIDTH, DEPTH, CAPTURED = 16, 3, 1

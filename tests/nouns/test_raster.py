@@ -54,6 +54,7 @@ class Raster(nn.Module):
 class Sampler:
     networks: dict
     latent: tuple
+    draws = ('model',)
 
     def knobs(self, temperature=1.0):
         return {'temperature': jnp.float32(temperature)}

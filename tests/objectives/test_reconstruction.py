@@ -17,9 +17,10 @@ from jaxgen.jobs import train
 from jaxgen.objectives import reconstruction
 from jaxgen.objectives.fidelity import frechet, moments, psnr, ssim
 from jaxgen.objectives.reconstruction import Critic, Judge
-from jaxgen.program import assemble, number
+from jaxgen.program import assemble
 from jaxgen.training import sharding
 from jaxgen.training.checkpoint import Checkpoints
+from jaxgen.training.step import number
 from jaxgen.training.sums import add, means
 
 

@@ -11,12 +11,14 @@ from golden import make_vqgan as cases
 from golden.seeded import disagreements, normal, relative_error, stored
 
 from jaxgen.keys import split_examples
+from jaxgen.layers.resize import resize
 from jaxgen.tokenizers import vqgan
 from jaxgen.tokenizers.bottlenecks import bsq, fsq, ibq, kl, residual, vq
 from jaxgen.weights import vqgan as family
 from jaxgen.weights.names import to_jaxgen, to_published
 
 TOLERANCE = 1e-4
+TIE = 1e-4  # distances of codes that are nearer to each other
 SMALL = {'widths': (8, 16), 'blocks': 1, 'groups': 4, 'attention': ()}
 BOTTLENECKS = {
     'residual': residual.build(16, 4, (1, 2, 4)),
@@ -86,6 +88,37 @@ def test_golden(case):
     assert not disagreements(ours, reference, TOLERANCE)
 
 
+def margins(tokenizer, latents, codes):
+    """By scale how much nearer the nearest code is than the next, [B, L], after those of scales before."""
+    held = {'tokenizer': cases.parameters(tokenizer)}
+    table = np.float64(held['tokenizer']['bottleneck']['codebook']['table'])
+    so_far, found = tokenizer.start(len(latents)), []
+    for k, scale in enumerate(tokenizer.scales):
+        left = np.float64(resize(latents - so_far, scale, 'area')).reshape(len(latents), -1, table.shape[1])
+        if tokenizer.bottleneck.distance == 'cosine':
+            left, table = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (left, table))
+        nearest = np.partition(np.square(left[:, :, None] - table).sum(-1), 1)
+        found.append(nearest[..., 1] - nearest[..., 0])
+        so_far, _ = tokenizer.feedback(held, k, codes[k], so_far)
+    return found
+
+
+def check_own_codes(tokenizer, ours, reference):
+    """From image to codes all ours: none differs before the first choice of two that are equally near."""
+    ends = np.cumsum([rows * columns for rows, columns in tokenizer.scales])[:-1]
+    held = {'tokenizer': cases.parameters(tokenizer)}
+    own = [np.asarray(codes) for codes in tokenizer.quantize(held, ours['latents'])]
+    theirs = np.split(reference['codes'], ends, axis=1)
+    near = [found < TIE for found in margins(tokenizer, reference['latents'], theirs)]
+    alike = np.ones(len(own[0]), bool)
+    for one, other, tie in zip(own, theirs, near, strict=True):
+        differing = (one != other) & alike[:, None]
+        assert not (differing & ~tie).any()
+        alike &= ~differing.any(1)
+    unlike = sum((one != other).sum() for one, other in zip(own, theirs))
+    print(f'{sum(tie.sum() for tie in near)} near ties, {unlike} codes differ from image to codes')
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize('case', [*cases.CASES, pytest.param('full', marks=pytest.mark.slow)])
 def test_equals_authors(case):
@@ -99,6 +132,7 @@ def test_equals_authors(case):
     print(f'{ties} of {reference["codes"].size} codes differ')
     print({name: relative_error(ours[name], reference[name]) for name in reference if name != 'codes'})
     assert ties == 0
+    check_own_codes(tokenizer, ours, reference)
     reference.pop('codes')
     assert not disagreements(ours, reference, TOLERANCE)
 

@@ -12,9 +12,10 @@ from nouns import tiny
 
 from jaxgen import recipe
 from jaxgen.jobs import train
-from jaxgen.program import assemble, number
+from jaxgen.program import assemble
 from jaxgen.training import diagnosis, guard, sharding
 from jaxgen.training.checkpoint import Checkpoints
+from jaxgen.training.step import number
 
 DEPTH = 2
 

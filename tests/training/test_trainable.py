@@ -8,9 +8,10 @@ import pytest
 from nouns import tiny
 
 from jaxgen.data.pipeline import batches
-from jaxgen.program import assemble, number
+from jaxgen.program import assemble
 from jaxgen.training import sharding
 from jaxgen.training.checkpoint import Checkpoints
+from jaxgen.training.step import number
 
 PATTERNS = ('bias$', 'final/')
 

@@ -56,6 +56,13 @@ class NextScale:
         alphabet.goes(network, 'scalewise', "sampler.order 'next_scale'")
         if self.refiner is not None:
             alphabet.goes(self.refiner[1], 'scalewise', 'sampler.order.refiner')
+            small, given = self.refiner[1].module, (tokenizer.scales, tokenizer.vocabulary)
+            if (small.scales, small.codes) != given:
+                raise ValueError(
+                    f"sampler.order.refiner '{self.refiner[0]}' is of the scales {small.scales} and "
+                    f'{small.codes} codes, the tokenizer of {given[0]} and {given[1]}; leave both out of its '
+                    'module.'
+                )
 
     def at(self, scales: tuple[tuple[int, int], ...]) -> 'NextScale':
         """The same by other scales, which the refiner must take as well."""
@@ -175,7 +182,7 @@ def build(
     ramp: the power of the share of scales by which guidance grows, 0 being the same at all. cooling: what the
     temperature is multiplied by at the last scale, and in between by even steps. smooth: what goes on is not
     the vector of the code that was drawn but a mixture, for smoother pictures. refiner: the network of that
-    name draws all but the first `drafted` scales.
+    name draws all but the first `drafted` scales, by the same knobs, where CoDe's authors set some by scale.
     """
     knobs = types.MappingProxyType({'ramp': ramp, 'cooling': cooling, 'smooth': int(smooth)})
     if not refiner:
