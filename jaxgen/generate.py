@@ -336,7 +336,7 @@ def drawing(
             examples, negatives = read(examples, negatives)
         if not params:
             names = [name for name in recipe.networks if not (read and name == TEXT)]
-            params.update(kept(load(names), precision))
+            params.update(kept(recipe, load(names), precision))
         return make(drawn, size)(params, examples, seeds, settings, negatives, canvas=canvas)
 
     return draw
