@@ -4,8 +4,8 @@ For: next-scale prediction with attention inside a scale alone and a state-space
 codes of `configs/vq_shapes.py`, which is trained first, into runs/vq_shapes (or
 --config.networks.tokenizer.init_from=RUN). Its data, tokens, mistakes and knobs are those of
 `configs/var_shapes.py`, its layers four of six.
-Expect: label 0.81 on 256 pictures; 23 minutes on one core beside other work, from
-latents that are cached (`--mode=cache`).
+Expect: after 900 steps for its 2,500, label 0.84 on 256 pictures and 0.82 on 1,024; 23 minutes on one core
+beside other work, from latents that are cached (`--mode=cache`).
 """
 
 from ml_collections import ConfigDict
