@@ -8,7 +8,7 @@ them. 'fsq' and 'bsq' have one scale of 64 tokens and codebooks that are not lea
 levels, 2^18 codes of bits. 'kl' has no codes but Gaussian latents, for GIVT.
 A discriminator is added as in 'tiny'; LPIPS by objective.perceptual and a network 'lpips' of the module
 'jaxgen.encoders.lpips' whose init_from is 'vgg16.pth,lpips.pth', torchvision's file and LPIPS's own.
-Expect: on held-out pictures, read from the averages, 15 minutes on two cores, 90 to 105 images a second:
+Expect: on held-out pictures, read from the averages, 15 minutes on two cores, 85 to 105 images a second:
 
     step       500   1000   1500   2000   2500
     PSNR      32.3   36.3   38.2   39.1   39.6

@@ -9,7 +9,7 @@ import pytest
 from configurations import configuration
 from PIL import Image
 
-from jaxgen import recipe
+from jaxgen import config, recipe
 from jaxgen.jobs import evaluate, sample, train
 from jaxgen.program import assemble, check_sources, load_params
 
@@ -49,6 +49,14 @@ def test_a_tokenizer_told_otherwise_than_in_its_run_is_warned_of(runs, caplog):
     (words,) = [words for words in caplog.messages if 'its section' in words]
     assert f'of {runs[0]},' in words and "distance (was not set, is 'cosine')" in words
     assert 'scales' not in words
+
+
+def test_a_random_network_that_draws_is_warned_of(caplog):
+    random = ('networks.model.init_from=', 'networks.tokenizer.init_from=')
+    with caplog.at_level(logging.WARNING, logger='jaxgen'):
+        train.check(recipe.build(config.load('configs/var_shapes.py:code', random)))
+    (words,) = [words for words in caplog.messages if 'is random' in words]
+    assert "The network 'model' is random" in words and 'give networks.model.init_from' in words
 
 
 def test_another_decoder_of_the_same_codes_will_do(runs, tmp_path):
